@@ -1,0 +1,4 @@
+//! stablefs
+pub mod format;
+
+pub mod disk;
