@@ -57,9 +57,7 @@ pub enum Kind {
 impl Kind {
     fn from_tag(tag: u8) -> Option<Kind> {
         use Kind::*;
-        [Label, Root, LogRecord, SpaceNode, Bitmap, DeadList, Node]
-            .into_iter()
-            .find(|k| *k as u8 == tag)
+        [Label, Root, LogRecord, SpaceNode, Bitmap, DeadList, Node].into_iter().find(|k| *k as u8 == tag)
     }
     /// Name used in errors and reports.
     pub fn name(self) -> &'static str {
@@ -274,15 +272,7 @@ mod tests {
     use super::*;
 
     fn header() -> Header {
-        Header {
-            kind: Kind::Root,
-            level: 0,
-            count: 3,
-            used: 9,
-            volume: Uuid([7; 16]),
-            addr: 32,
-            birth: 5,
-        }
+        Header { kind: Kind::Root, level: 0, count: 3, used: 9, volume: Uuid([7; 16]), addr: 32, birth: 5 }
     }
 
     #[test]

@@ -164,7 +164,9 @@ mod tests {
 
     #[test]
     fn regions_are_disjoint_and_inside() {
-        for (blocks, zone, log) in [(2048, 256, 64), (16384, 32000, 512), (1 << 28, 32000, 16384), (1 << 45, 32000, 16384)] {
+        for (blocks, zone, log) in
+            [(2048, 256, 64), (16384, 32000, 512), (1 << 28, 32000, 16384), (1 << 45, 32000, 16384)]
+        {
             let g = Geometry::new(blocks, zone, log).unwrap();
             let top = g.space_levels();
             assert_eq!(g.space_nodes[top - 1], 1);
@@ -174,7 +176,14 @@ mod tests {
             assert!(g.zone_at(z) + u64::from(g.zone_len(z)) <= blocks);
             assert_eq!(g.locate(g.zone_at(z) + 1), Some((z, 1)));
             assert!(!g.holds_data(g.zone_at(z) + 1, 1) && g.holds_data(g.zone_at(z) + 2, 1));
-            assert_eq!((1..=top).map(|l| (0..g.space_nodes[l - 1].min(400)).map(|i| g.space_entries(l, i)).sum::<u64>()).next().unwrap().min(g.zones), g.zones.min(400 * SPACE_FANOUT));
+            assert_eq!(
+                (1..=top)
+                    .map(|l| (0..g.space_nodes[l - 1].min(400)).map(|i| g.space_entries(l, i)).sum::<u64>())
+                    .next()
+                    .unwrap()
+                    .min(g.zones),
+                g.zones.min(400 * SPACE_FANOUT)
+            );
         }
         assert!(Geometry::new(300, 256, 64).is_err());
         assert!(Geometry::new(u64::MAX, 256, 64).is_err());
