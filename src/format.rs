@@ -12,20 +12,20 @@
 //! Reserved bytes are written zero and checked zero. Type tag 0 is never valid.
 
 pub mod block;
-// pub mod dead;
+pub mod dead;
 pub mod geometry;
-// pub mod item;
+pub mod item;
 pub mod label;
-// pub mod log;
-// pub mod node;
-// pub mod root;
-// pub mod space;
+pub mod log;
+pub mod node;
+pub mod root;
+pub mod space;
 
 pub use block::{BlockPtr, Header, Kind, VolumeSeed};
 pub use geometry::Geometry;
-// pub use item::{Extent, ExtentBody, Inode, ItemKind, Key};
+pub use item::{Extent, ExtentBody, Inode, ItemKind, Key};
 pub use label::Label;
-// pub use root::{Member, MemberState, Root};
+pub use root::{Member, MemberState, Root};
 
 /// Bytes in a block: the unit of address, checksum and repair.
 pub const BLOCK: usize = 4096;

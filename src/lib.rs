@@ -2,3 +2,5 @@
 pub mod format;
 
 pub mod disk;
+pub mod store;
+pub mod world;

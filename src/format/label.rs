@@ -11,7 +11,7 @@
 //! |---|---|---|
 //! | 64 | 8 | signature `STABLEFS` |
 //! | 72 | 4 | format version (1) |
-//! | 76 | 4 | reserved |
+//! | 76 | 4 | flags: bit 0: containers grow, space below is allocated as it is needed |
 //! | 80 | 8 | compatible feature bits |
 //! | 88 | 8 | features that allow reading only |
 //! | 96 | 8 | incompatible feature bits |
@@ -42,7 +42,7 @@ pub const VOLUME_LABEL_MAX: usize = 64;
 struct RawLabel {
     signature: [u8; 8],
     version: U32,
-    reserved: U32,
+    flags: U32,
     compatible: U64,
     read_only: U64,
     incompatible: U64,
@@ -68,6 +68,8 @@ pub struct Label {
     pub created_ns: u64,
     /// Where everything stands.
     pub geometry: Geometry,
+    /// Whether space below is allocated as it is needed (a replica is a directory), not all at once.
+    pub grows: bool,
     /// Key of the hash of names in directories.
     pub hash_key: [u64; 2],
     /// What the user called it; may be empty.
@@ -83,7 +85,7 @@ impl Label {
         let raw = RawLabel {
             signature: SIGNATURE,
             version: U32::new(FORMAT_VERSION),
-            reserved: U32::new(0),
+            flags: U32::new(u32::from(self.grows)),
             compatible: U64::new(0),
             read_only: U64::new(0),
             incompatible: U64::new(0),
@@ -113,7 +115,7 @@ impl Label {
         require(raw.version.get() == FORMAT_VERSION, WHAT, "is of format version 1")?;
         require(raw.incompatible.get() == 0, WHAT, "asks for no feature that this release lacks")?;
         require(raw.read_only.get() == 0, WHAT, "asks for no feature that this release cannot write")?;
-        require(raw.reserved.get() == 0 && all_zero(&bytes[HEADER + RAW..]), WHAT, "has zero in reserved bytes")?;
+        require(raw.flags.get() <= 1 && all_zero(&bytes[HEADER + RAW..]), WHAT, "has zero in reserved bytes")?;
         require(header.count == 1 && header.used as usize == RAW, WHAT, "has its own length")?;
         let geometry = Geometry::new(raw.blocks.get(), raw.zone_blocks.get(), raw.log_blocks.get())?;
         let len = raw.name.iter().position(|b| *b == 0).unwrap_or(VOLUME_LABEL_MAX);
@@ -126,6 +128,7 @@ impl Label {
             replica: Uuid(raw.replica),
             created_ns: raw.created_ns.get(),
             geometry,
+            grows: raw.flags.get() & 1 == 1,
             hash_key: [raw.hash_key[0].get(), raw.hash_key[1].get()],
             name: name.to_owned(),
         };
@@ -145,6 +148,7 @@ mod tests {
             replica: Uuid([2; 16]),
             created_ns: 77,
             geometry: Geometry::new(16384, 32000, 256).unwrap(),
+            grows: true,
             hash_key: [3, 4],
             name: "photos".into(),
         };

@@ -1,0 +1,372 @@
+//! The root: one committed state of the volume, its members and its history. All that changes starts here.
+//!
+//! *Guarantees*: roots are identical on all replicas; a decoded root's parts fit the geometry.
+//! *Assumes*: nothing; a root proves itself. *Fails when*: [`Corrupt`].
+//! *Order*: a root is written only after everything that it reaches is durable (invariant 3), into a slot that no
+//! retained root uses. *Not here*: which root to trust (`store::recover`).
+//!
+//! Payload, after the 64-byte header (birth = version):
+//!
+//! | at | bytes | field |
+//! |---|---|---|
+//! | 64 | 8 | version: rises with every root, never used twice |
+//! | 72 | 8 | transaction group: the last one that this state contains |
+//! | 80 | 8 | mount count |
+//! | 88 | 8 | written at, ns since 1970 |
+//! | 96 | 8 | flags: bit 0 clean (no log to replay), bit 1 full resync pending |
+//! | 104 | 8 | next inode number: none at or above was ever handed out |
+//! | 112 | 8 | inodes in use |
+//! | 120 | 8 | log: random id of the ring's present life |
+//! | 128 | 8 | log: sequence of the first record to replay |
+//! | 136 | 4 | log: block in the ring where it stands |
+//! | 140 | 4 | tree: level of the top node |
+//! | 144 | 32 | tree: pointer to the top node (zeros: no item) |
+//! | 176 | 32 | space: entry of the top space node |
+//! | 208 | 4 | epochs in the chain (1 to 64) |
+//! | 212 | 4 | dead lists (0 to 32) |
+//! | 216 | 40 | reserved, zero |
+//! | 256 | 4 × 64 | members: replica 16, state 1, role 1, reserved 6, since version 8, since ns 8, reserved 24 |
+//! | 512 | 64 × 24 | chain of epochs, oldest first: id 16, first version 8 |
+//! | 2048 | 32 × 64 | dead lists, oldest first: first group 8, last group 8, pointer 32, blocks 8, reserved 8 |
+
+use super::block::{self, BlockPtr, HEADER, Header, Kind, PTR};
+use super::item::{le32, le64};
+use super::node::LEVEL_MAX;
+use super::space::{ENTRY, SpaceEntry};
+use super::{Addr, BLOCK, Corrupt, Geometry, REPLICAS_MAX, Txg, Uuid, all_zero, reject, require};
+
+const WHAT: &str = "root";
+/// Epochs that a root remembers; older ones are forgotten.
+pub const CHAIN_MAX: usize = 64;
+/// Dead lists that a root names; beyond that, neighbours are merged.
+pub const DEAD_LISTS_MAX: usize = 32;
+const MEMBERS_AT: usize = 256;
+const MEMBER: usize = 64;
+const CHAIN_AT: usize = 512;
+const EPOCH: usize = 24;
+const DEAD_AT: usize = 2048;
+const DEAD: usize = 64;
+const _: () = assert!(MEMBERS_AT + REPLICAS_MAX * MEMBER == CHAIN_AT);
+const _: () = assert!(CHAIN_AT + CHAIN_MAX * EPOCH == DEAD_AT);
+const _: () = assert!(DEAD_AT + DEAD_LISTS_MAX * DEAD == BLOCK);
+const _: () = assert!(HEADER == 64 && PTR == 32 && ENTRY == 32);
+
+/// What a root says of a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum MemberState {
+    /// Holds everything that this root reaches.
+    InSync = 1,
+    /// Missed something: failed, missing or left behind.
+    Out = 2,
+    /// Is being brought up to date; serves nothing unproven.
+    Returning = 3,
+}
+
+/// A replica of the volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// Its identity (from its label).
+    pub replica: Uuid,
+    /// Its state.
+    pub state: MemberState,
+    /// 1 hot, 2 warm, 3 cold; this version writes 1.
+    pub role: u8,
+    /// Version at which it came into that state.
+    pub since_version: u64,
+    /// When that was, ns since 1970.
+    pub since_ns: u64,
+}
+
+/// A stretch of history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Epoch {
+    /// Random identity.
+    pub id: Uuid,
+    /// Version of its first root.
+    pub first_version: u64,
+}
+
+/// What groups `first..=last` freed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeadHead {
+    /// First group.
+    pub first: Txg,
+    /// Last group.
+    pub last: Txg,
+    /// First block of the chain.
+    pub ptr: BlockPtr,
+    /// Blocks in its runs.
+    pub blocks: u64,
+}
+
+/// A committed state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root {
+    /// Volume.
+    pub volume: Uuid,
+    /// Rises with every root.
+    pub version: u64,
+    /// Last group contained.
+    pub txg: Txg,
+    /// Mounts for writing so far.
+    pub mount_count: u64,
+    /// Written at, ns since 1970.
+    pub time_ns: u64,
+    /// Unmounted in order: no log to replay.
+    pub clean: bool,
+    /// Next inode number.
+    pub next_ino: u64,
+    /// Inodes in use.
+    pub inodes: u64,
+    /// Life of the log ring.
+    pub log_id: u64,
+    /// First record to replay.
+    pub log_seq: u64,
+    /// Where in the ring it stands, in blocks from its start.
+    pub log_at: u32,
+    /// Top of the tree: level and pointer.
+    pub tree: Option<(u8, BlockPtr)>,
+    /// Top space node.
+    pub space: SpaceEntry,
+    /// Replicas, 1 to 4.
+    pub members: Vec<Member>,
+    /// Chain of epochs, oldest first; never empty.
+    pub chain: Vec<Epoch>,
+    /// Dead lists, oldest first.
+    pub dead: Vec<DeadHead>,
+}
+
+impl Root {
+    /// The epoch of this root.
+    pub fn epoch(&self) -> Epoch {
+        *self.chain.last().expect("a chain is never empty")
+    }
+    /// Whether a root of `epoch` and `version` lies on this root's chain, so that it is this history's past (or present).
+    pub fn follows(&self, epoch: Uuid, version: u64) -> bool {
+        let Some(i) = self.chain.iter().position(|e| e.id == epoch) else { return false };
+        let end = self.chain.get(i + 1).map_or(self.version + 1, |next| next.first_version);
+        version >= self.chain[i].first_version && version < end
+    }
+    /// Begin a new epoch with this root's version.
+    pub fn begin_epoch(&mut self, id: Uuid) {
+        if self.chain.len() == CHAIN_MAX {
+            self.chain.remove(0);
+        }
+        self.chain.push(Epoch { id, first_version: self.version });
+    }
+    /// The slot that this root is written to.
+    pub fn addr(slot: usize) -> Addr {
+        Geometry::root_slot(slot)
+    }
+
+    /// Encode for `slot`.
+    pub fn encode(&self, slot: usize) -> Vec<u8> {
+        assert!(!self.chain.is_empty() && self.chain.len() <= CHAIN_MAX);
+        assert!(self.dead.len() <= DEAD_LISTS_MAX);
+        assert!(!self.members.is_empty() && self.members.len() <= REPLICAS_MAX);
+        let mut out = vec![0; BLOCK];
+        let words = [
+            self.version,
+            self.txg,
+            self.mount_count,
+            self.time_ns,
+            u64::from(self.clean),
+            self.next_ino,
+            self.inodes,
+            self.log_id,
+            self.log_seq,
+        ];
+        for (i, word) in words.iter().enumerate() {
+            out[HEADER + 8 * i..][..8].copy_from_slice(&word.to_le_bytes());
+        }
+        out[136..140].copy_from_slice(&self.log_at.to_le_bytes());
+        if let Some((level, ptr)) = self.tree {
+            out[140..144].copy_from_slice(&u32::from(level).to_le_bytes());
+            out[144..176].copy_from_slice(&ptr.encode());
+        }
+        out[176..208].copy_from_slice(&self.space.encode());
+        out[208..212].copy_from_slice(&(self.chain.len() as u32).to_le_bytes());
+        out[212..216].copy_from_slice(&(self.dead.len() as u32).to_le_bytes());
+        for (i, member) in self.members.iter().enumerate() {
+            let at = MEMBERS_AT + i * MEMBER;
+            out[at..at + 16].copy_from_slice(&member.replica.0);
+            out[at + 16] = member.state as u8;
+            out[at + 17] = member.role;
+            out[at + 24..at + 32].copy_from_slice(&member.since_version.to_le_bytes());
+            out[at + 32..at + 40].copy_from_slice(&member.since_ns.to_le_bytes());
+        }
+        for (i, epoch) in self.chain.iter().enumerate() {
+            let at = CHAIN_AT + i * EPOCH;
+            out[at..at + 16].copy_from_slice(&epoch.id.0);
+            out[at + 16..at + 24].copy_from_slice(&epoch.first_version.to_le_bytes());
+        }
+        for (i, dead) in self.dead.iter().enumerate() {
+            let at = DEAD_AT + i * DEAD;
+            out[at..at + 8].copy_from_slice(&dead.first.to_le_bytes());
+            out[at + 8..at + 16].copy_from_slice(&dead.last.to_le_bytes());
+            out[at + 16..at + 48].copy_from_slice(&dead.ptr.encode());
+            out[at + 48..at + 56].copy_from_slice(&dead.blocks.to_le_bytes());
+        }
+        let header = Header {
+            kind: Kind::Root,
+            level: 0,
+            count: self.members.len() as u32,
+            used: block::PAYLOAD as u32,
+            volume: self.volume,
+            addr: Root::addr(slot),
+            birth: self.version,
+        };
+        block::seal(&mut out, &header);
+        out
+    }
+
+    /// Decode what stands in `slot`.
+    pub fn decode(bytes: &[u8], slot: usize, volume: Uuid, geometry: &Geometry) -> Result<Root, Corrupt> {
+        let header = block::open(bytes, Kind::Root, Some(volume), Root::addr(slot))?;
+        let word = |i: usize| le64(bytes, HEADER + 8 * i);
+        require(word(4) <= 1, WHAT, "has no unknown flag")?;
+        require(header.birth == word(0), WHAT, "has the version that its header says")?;
+        require(all_zero(&bytes[216..MEMBERS_AT]), WHAT, "has zero in reserved bytes")?;
+        let log_at = le32(bytes, 136);
+        require(log_at < geometry.log_blocks, WHAT, "has a log position inside the ring")?;
+        let level = le32(bytes, 140);
+        require(level < u32::from(LEVEL_MAX), WHAT, "has a tree of possible height")?;
+        let tree = BlockPtr::decode(&bytes[144..176], WHAT)?;
+        require(tree.is_none_or(|t| geometry.holds_data(t.addr, 1)), WHAT, "has its tree inside a zone")?;
+        let root = Root {
+            volume,
+            version: word(0),
+            txg: word(1),
+            mount_count: word(2),
+            time_ns: word(3),
+            clean: word(4) & 1 == 1,
+            next_ino: word(5),
+            inodes: word(6),
+            log_id: word(7),
+            log_seq: word(8),
+            log_at,
+            tree: tree.map(|ptr| (level as u8, ptr)),
+            space: SpaceEntry::decode(&bytes[176..208])?,
+            members: decode_members(bytes, header.count as usize)?,
+            chain: decode_chain(bytes, le32(bytes, 208) as usize)?,
+            dead: decode_dead(bytes, le32(bytes, 212) as usize)?,
+        };
+        require(root.version >= 1 && root.version < u64::MAX / 2, WHAT, "has a possible version")?;
+        require(root.txg < u64::MAX / 2 && root.next_ino < u64::MAX / 2, WHAT, "has possible counters")?;
+        require(root.epoch().first_version <= root.version, WHAT, "is not older than its epoch")?;
+        require(root.tree.is_none_or(|(_, p)| p.birth <= root.txg), WHAT, "is not older than its tree")?;
+        Ok(root)
+    }
+}
+
+fn decode_members(bytes: &[u8], count: usize) -> Result<Vec<Member>, Corrupt> {
+    require((1..=REPLICAS_MAX).contains(&count), WHAT, "has 1 to 4 members")?;
+    require(all_zero(&bytes[MEMBERS_AT + count * MEMBER..CHAIN_AT]), WHAT, "has zeros behind its members")?;
+    let mut members: Vec<Member> = Vec::with_capacity(count);
+    for i in 0..count {
+        let at = MEMBERS_AT + i * MEMBER;
+        let state = match bytes[at + 16] {
+            1 => MemberState::InSync,
+            2 => MemberState::Out,
+            3 => MemberState::Returning,
+            _ => return reject(WHAT, "has members in known states"),
+        };
+        require((1..=3).contains(&bytes[at + 17]), WHAT, "has members in known roles")?;
+        let replica = Uuid(bytes[at..at + 16].try_into().expect("16 bytes"));
+        require(members.iter().all(|m| m.replica != replica), WHAT, "names each member once")?;
+        members.push(Member {
+            replica,
+            state,
+            role: bytes[at + 17],
+            since_version: le64(bytes, at + 24),
+            since_ns: le64(bytes, at + 32),
+        });
+    }
+    Ok(members)
+}
+
+fn decode_chain(bytes: &[u8], count: usize) -> Result<Vec<Epoch>, Corrupt> {
+    require((1..=CHAIN_MAX).contains(&count), WHAT, "has 1 to 64 epochs")?;
+    require(all_zero(&bytes[CHAIN_AT + count * EPOCH..DEAD_AT]), WHAT, "has zeros behind its chain")?;
+    let mut chain: Vec<Epoch> = Vec::with_capacity(count);
+    for i in 0..count {
+        let at = CHAIN_AT + i * EPOCH;
+        let epoch =
+            Epoch { id: Uuid(bytes[at..at + 16].try_into().expect("16 bytes")), first_version: le64(bytes, at + 16) };
+        require(!epoch.id.is_nil(), WHAT, "has epochs with an identity")?;
+        require(chain.last().is_none_or(|l| l.first_version <= epoch.first_version), WHAT, "has rising epochs")?;
+        chain.push(epoch);
+    }
+    Ok(chain)
+}
+
+fn decode_dead(bytes: &[u8], count: usize) -> Result<Vec<DeadHead>, Corrupt> {
+    require(count <= DEAD_LISTS_MAX, WHAT, "has at most 32 dead lists")?;
+    require(all_zero(&bytes[DEAD_AT + count * DEAD..]), WHAT, "has zeros behind its dead lists")?;
+    let mut dead: Vec<DeadHead> = Vec::with_capacity(count);
+    for i in 0..count {
+        let at = DEAD_AT + i * DEAD;
+        let Some(ptr) = BlockPtr::decode(&bytes[at + 16..at + 48], WHAT)? else {
+            return reject(WHAT, "has no empty dead list");
+        };
+        let head = DeadHead { first: le64(bytes, at), last: le64(bytes, at + 8), ptr, blocks: le64(bytes, at + 48) };
+        require(head.first <= head.last, WHAT, "has dead lists of possible groups")?;
+        require(dead.last().is_none_or(|l| l.last < head.first), WHAT, "has rising dead lists")?;
+        dead.push(head);
+    }
+    Ok(dead)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub fn sample() -> Root {
+        let ptr = BlockPtr { addr: 900, sum: 5, birth: 3 };
+        Root {
+            volume: Uuid([1; 16]),
+            version: 9,
+            txg: 7,
+            mount_count: 2,
+            time_ns: 5,
+            clean: true,
+            next_ino: 20,
+            inodes: 4,
+            log_id: 77,
+            log_seq: 3,
+            log_at: 12,
+            tree: Some((2, ptr)),
+            space: SpaceEntry { birth: 7, sum: 4, free: 100, slot: 1 },
+            members: (1..=2)
+                .map(|i| Member {
+                    replica: Uuid([i; 16]),
+                    state: MemberState::InSync,
+                    role: 1,
+                    since_version: 1,
+                    since_ns: 4,
+                })
+                .collect(),
+            chain: vec![Epoch { id: Uuid([5; 16]), first_version: 1 }, Epoch { id: Uuid([6; 16]), first_version: 6 }],
+            dead: vec![DeadHead { first: 5, last: 5, ptr, blocks: 3 }, DeadHead { first: 6, last: 7, ptr, blocks: 3 }],
+        }
+    }
+
+    #[test]
+    fn round_trip_in_its_own_slot_only() {
+        let geometry = Geometry::new(16384, 32000, 256).unwrap();
+        let root = sample();
+        let bytes = root.encode(3);
+        assert_eq!(Root::decode(&bytes, 3, root.volume, &geometry), Ok(root.clone()));
+        assert!(Root::decode(&bytes, 4, root.volume, &geometry).is_err());
+        assert!(Root::decode(&bytes, 3, Uuid([2; 16]), &geometry).is_err());
+    }
+
+    #[test]
+    fn chain_tells_past_from_fork() {
+        let root = sample();
+        assert!(root.follows(Uuid([5; 16]), 5) && root.follows(Uuid([6; 16]), 9));
+        assert!(!root.follows(Uuid([5; 16]), 6), "epoch 5 ended at version 6");
+        assert!(!root.follows(Uuid([6; 16]), 10) && !root.follows(Uuid([7; 16]), 3));
+    }
+}

@@ -1,0 +1,8 @@
+//! The store: items and file data, made durable.
+pub mod error;
+pub use error::StoreError;
+
+use std::sync::Arc;
+
+/// Value of an item.
+pub type Value = Arc<[u8]>;
