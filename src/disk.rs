@@ -1,5 +1,24 @@
-//! The mirror and what it stands on. (Contract; the implementation lives in the files below.)
+//! The mirror and what it stands on: the only layer that moves bytes to and from backings.
+//!
+//! *Guarantees*: no unverified byte leaves [`Mirror::read`]; damage found on one replica is repaired from another
+//! one; a write is on every replica that [`Mirror::members`] still calls in sync when the call returns.
+//! *Assumes*: a second fault does not strike the same block before the first is repaired. Addresses stay pinned
+//! (not reused) while a read of them is under way.
+//! *Fails when*: [`DiskError`]; one replica's failure is none of the caller's, unless it is the last.
+//! *Order*: [`Mirror`] says which writes a flush covers. Files below: `mirror` uses `backing`; `file` and `sim`
+//! implement it; `buffer` is memory.
+//! *Not here*: what blocks mean, durable membership, which replica is newest (`store`).
+
 pub mod backing;
+pub mod buffer;
+pub mod file;
+pub mod mirror;
+pub mod sim;
+
+pub use backing::{Backing, BackingFacts, BackingKind, Done, Facts, Op, Ticket};
+pub use buffer::{Buf, Slice};
+pub use file::{CreateOptions, Inspection, Mode, OpenError, inspect, open};
+pub use mirror::{Damage, Members, Mirror, Proof, ReplicaCounters, ReplicaHealth, ReplicaState};
 
 use crate::format::{Addr, Uuid};
 
@@ -14,7 +33,7 @@ pub enum DiskError {
         /// What was found on each replica.
         detail: String,
     },
-    /// No replica takes writes any more.
+    /// No replica takes writes any more. Latched: every later write and flush fails too.
     #[error("no replica is left that takes writes: {0}")]
     NoReplica(String),
     /// The backing filesystem of a replica is full; nothing is wrong with the replica.

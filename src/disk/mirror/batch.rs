@@ -1,0 +1,190 @@
+//! Requests to several replicas in parallel, several outstanding on each, and the rule of the deadline.
+//!
+//! *Guarantees*: returns when every lane has finished, failed, or missed. A lane misses only when a twin that is in
+//! sync has finished the whole batch, the lane has answered nothing for the deadline (or has not finished within
+//! twice that), and it was allowed to leave. While nobody has finished, everybody is waited for.
+//! *Assumes*: requests of one batch may land in any order.
+//! *Fails when*: never itself; each lane has its own outcome.
+//! *Order*: a lane is put out here when it misses; when it fails, the caller decides.
+//! *Not here*: what a failure means (`write`).
+
+use super::{Lane, Leaving, Mirror, ReplicaState};
+use crate::disk::backing::{Bell, Done, Op, Ticket};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Requests outstanding on one replica for one batch: enough to keep a disk busy, few enough that a small urgent
+/// request behind them waits for 8 MiB at most.
+const OUTSTANDING_MAX: usize = 8;
+/// How often to look again where no answer can wake us.
+const POLL: Duration = Duration::from_millis(1);
+
+pub(super) enum Outcome {
+    /// Answered everything; the last answer.
+    Finished(Done),
+    Failed(io::Error),
+    /// Did not answer; it is out.
+    Missed,
+}
+
+struct Run<'a> {
+    lane: &'a Lane,
+    next: usize,
+    outstanding: Vec<Ticket>,
+    last: Done,
+    failure: Option<io::Error>,
+    started: Instant,
+    progress: Instant,
+    finished: Option<Instant>,
+    outcome: Option<Outcome>,
+}
+
+impl Run<'_> {
+    /// Harvest answers and submit what there is room for, until nothing moves.
+    fn advance(&mut self, count: usize, op: &dyn Fn(usize) -> Op, bell: &Arc<Bell>) {
+        while self.outcome.is_none() {
+            let mut index = 0;
+            while index < self.outstanding.len() {
+                if !self.outstanding[index].is_done() {
+                    index += 1;
+                    continue;
+                }
+                let ticket = self.outstanding.swap_remove(index);
+                self.progress = Instant::now();
+                match ticket.wait(None).expect("the answer is there") {
+                    Ok(done) => self.last = done,
+                    Err(error) => self.failure = self.failure.take().or(Some(error)),
+                }
+            }
+            if self.failure.is_some() {
+                // Nothing more is submitted, but what is under way must not land after the caller was told.
+                if self.outstanding.is_empty() {
+                    self.outcome = self.failure.take().map(Outcome::Failed);
+                }
+                return;
+            }
+            if self.next == count && self.outstanding.is_empty() {
+                self.finished = Some(Instant::now());
+                let last = std::mem::replace(&mut self.last, Done::Nothing);
+                return self.outcome = Some(Outcome::Finished(last));
+            }
+            let mut moved = false;
+            while self.next < count && self.outstanding.len() < OUTSTANDING_MAX {
+                let ticket = self.lane.backing.submit(op(self.next));
+                ticket.listen(bell);
+                moved |= ticket.is_done();
+                self.outstanding.push(ticket);
+                self.next += 1;
+            }
+            if !moved {
+                return;
+            }
+        }
+    }
+
+    fn is_frozen(&self) -> bool {
+        self.outstanding.iter().any(Ticket::is_frozen)
+    }
+
+    fn limit(&self, deadline: Duration) -> Instant {
+        (self.progress + deadline).min(self.started + 2 * deadline)
+    }
+}
+
+impl Mirror {
+    /// Run requests `0..count`, made by `op`, on every lane. `what` names them in causes.
+    pub(super) fn run_batch(&self, lanes: &[Lane], count: usize, what: &str, op: &dyn Fn(usize) -> Op) -> Vec<Outcome> {
+        let bell = Bell::new();
+        let started = Instant::now();
+        let run = |lane| Run {
+            lane,
+            next: 0,
+            outstanding: Vec::new(),
+            last: Done::Nothing,
+            failure: None,
+            started,
+            progress: started,
+            finished: None,
+            outcome: None,
+        };
+        let mut runs: Vec<Run> = lanes.iter().map(run).collect();
+        loop {
+            let seen = bell.count();
+            for run in &mut runs {
+                run.advance(count, op, &bell);
+            }
+            let twin_at = runs
+                .iter()
+                .filter(|run| self.state(run.lane.slot) == ReplicaState::InSync)
+                .filter_map(|run| run.finished)
+                .min();
+            let now = Instant::now();
+            let mut wake: Option<Instant> = None;
+            for run in runs.iter_mut().filter(|run| run.outcome.is_none()) {
+                let limit = twin_at.map(|at| run.limit(self.deadline).max(at + self.grace()));
+                let late = limit.is_some_and(|limit| run.is_frozen() || now >= limit);
+                if late && self.miss(run.lane.slot, what) == Leaving::Out {
+                    run.outcome = Some(Outcome::Missed);
+                    continue;
+                }
+                let again = if run.is_frozen() || late { Some(now + POLL) } else { limit };
+                wake = [wake, again].into_iter().flatten().min();
+            }
+            if runs.iter().all(|run| run.outcome.is_some()) {
+                return runs.into_iter().filter_map(|run| run.outcome).collect();
+            }
+            bell.wait(seen, wake);
+        }
+    }
+
+    /// `replica` missed the deadline while a twin did not.
+    pub(super) fn miss(&self, replica: usize, what: &str) -> Leaving {
+        let cause = format!("no answer to {what} within {:?}, while another replica answered", self.deadline);
+        let was = self.state(replica);
+        let leaving = self.put_out(replica, &cause);
+        if leaving == Leaving::Out && was.takes_writes() {
+            self.count(replica, |counted| &counted.deadline_missed);
+        }
+        leaving
+    }
+
+    /// Wait for one request to one replica. A replica in sync is timed out only if another one in sync answers a
+    /// probe; others after the deadline. Then the error is of kind `TimedOut` and the replica is out.
+    pub(super) fn await_one(&self, lane: &Lane, ticket: &Ticket, what: &str) -> io::Result<Done> {
+        loop {
+            if let Some(result) = ticket.wait(Some(Instant::now() + self.deadline)) {
+                return result;
+            }
+            if let Some(result) = ticket.wait(Some(Instant::now() + self.grace())) {
+                return result;
+            }
+            let in_sync = self.state(lane.slot) == ReplicaState::InSync;
+            if !in_sync || self.twin_answers(lane.slot) {
+                if self.miss(lane.slot, what) == Leaving::Out {
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        format!("no answer within {:?}", self.deadline),
+                    ));
+                }
+            }
+            if ticket.is_frozen() {
+                std::thread::sleep(POLL);
+            }
+        }
+    }
+
+    /// Whether any other replica in sync answers a read now.
+    fn twin_answers(&self, replica: usize) -> bool {
+        let twins = self.lanes(|state| state == ReplicaState::InSync);
+        twins.iter().filter(|twin| twin.slot != replica).any(|twin| {
+            let ticket = twin.backing.submit(Op::Read { addr: 0, blocks: 1 });
+            matches!(ticket.wait(Some(Instant::now() + self.deadline)), Some(Ok(_)))
+        })
+    }
+
+    /// One request to one replica, waited for as in [`Mirror::await_one`].
+    pub(super) fn one(&self, lane: &Lane, op: Op, what: &str) -> io::Result<Done> {
+        self.await_one(lane, &lane.backing.submit(op), what)
+    }
+}

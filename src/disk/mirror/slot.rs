@@ -1,0 +1,206 @@
+//! A slot of the mirror: who is in it, in what state, and what was counted.
+//!
+//! *Guarantees*: counters only grow. *Assumes*: the mirror's table lock guards rows.
+//! *Fails when*: never. *Order*: none.
+//! *Not here*: the rules of moving between states (`mirror`).
+
+use crate::disk::ReplicaName;
+use crate::disk::backing::{Backing, BackingKind, Facts};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Where a replica stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ReplicaState {
+    /// Holds everything; serves reads, takes writes.
+    InSync,
+    /// Failed, hung, or was left behind; neither read nor written.
+    Out,
+    /// Has no backing.
+    Missing,
+    /// Takes new writes while it is brought up to date; serves no reads.
+    Returning,
+}
+
+impl ReplicaState {
+    /// Name used in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            ReplicaState::InSync => "in sync",
+            ReplicaState::Out => "out",
+            ReplicaState::Missing => "missing",
+            ReplicaState::Returning => "returning",
+        }
+    }
+    /// Whether it takes writes.
+    pub fn takes_writes(self) -> bool {
+        matches!(self, ReplicaState::InSync | ReplicaState::Returning)
+    }
+}
+
+/// What was counted on a replica since the mirror was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReplicaCounters {
+    /// Read requests of the mirror that it answered.
+    pub reads: u64,
+    /// Write requests that it answered.
+    pub writes: u64,
+    /// Flushes that it answered.
+    pub flushes: u64,
+    /// Omissions: blocks that could not be read.
+    pub unreadable: u64,
+    /// Omissions: blocks that did not prove themselves.
+    pub checksum: u64,
+    /// Blocks that were wrong once and right when read again; nothing was repaired.
+    pub transient: u64,
+    /// Omissions that were repaired and proven.
+    pub healed: u64,
+    /// Omissions whose repair failed.
+    pub heal_failed: u64,
+    /// Blocks brought up to date by repair while it was returning.
+    pub copied: u64,
+    /// Writes that failed.
+    pub write_failed: u64,
+    /// Flushes that failed.
+    pub flush_failed: u64,
+    /// Deadlines missed while a twin finished.
+    pub deadline_missed: u64,
+}
+
+impl ReplicaCounters {
+    /// Omissions of both kinds.
+    pub fn omissions(&self) -> u64 {
+        self.unreadable + self.checksum
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Counted {
+    pub reads: AtomicU64,
+    pub writes: AtomicU64,
+    pub flushes: AtomicU64,
+    pub unreadable: AtomicU64,
+    pub checksum: AtomicU64,
+    pub transient: AtomicU64,
+    pub healed: AtomicU64,
+    pub heal_failed: AtomicU64,
+    pub copied: AtomicU64,
+    pub write_failed: AtomicU64,
+    pub flush_failed: AtomicU64,
+    pub deadline_missed: AtomicU64,
+}
+
+impl Counted {
+    fn now(&self) -> ReplicaCounters {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ReplicaCounters {
+            reads: get(&self.reads),
+            writes: get(&self.writes),
+            flushes: get(&self.flushes),
+            unreadable: get(&self.unreadable),
+            checksum: get(&self.checksum),
+            transient: get(&self.transient),
+            healed: get(&self.healed),
+            heal_failed: get(&self.heal_failed),
+            copied: get(&self.copied),
+            write_failed: get(&self.write_failed),
+            flush_failed: get(&self.flush_failed),
+            deadline_missed: get(&self.deadline_missed),
+        }
+    }
+}
+
+/// A replica as status shows it.
+#[derive(Debug, Clone)]
+pub struct ReplicaHealth {
+    /// Index of the slot.
+    pub slot: usize,
+    /// Who it is.
+    pub name: ReplicaName,
+    /// What its backing is, if there is one.
+    pub kind: Option<BackingKind>,
+    /// Whether I/O goes past the page cache; false without a backing.
+    pub direct: bool,
+    /// Where it stands.
+    pub state: ReplicaState,
+    /// Since when, ns since 1970.
+    pub since_ns: u64,
+    /// Why, in words; empty when in sync.
+    pub cause: String,
+    /// Requests not answered, those of released backings included.
+    pub in_flight: usize,
+    /// Bytes free below at the last check; `None` before the first.
+    pub bytes_free_below: Option<u64>,
+    /// What was counted.
+    pub counters: ReplicaCounters,
+}
+
+pub(super) struct Row {
+    pub name: ReplicaName,
+    pub backing: Option<Arc<dyn Backing>>,
+    /// Closed backings of this slot, kept while their I/O may still land.
+    pub released: Vec<Arc<dyn Backing>>,
+    pub state: ReplicaState,
+    pub since_ns: u64,
+    pub cause: String,
+    pub facts: Option<Facts>,
+}
+
+impl Row {
+    pub fn new(
+        name: ReplicaName,
+        backing: Option<Arc<dyn Backing>>,
+        state: ReplicaState,
+        since_ns: u64,
+        cause: &str,
+    ) -> Row {
+        Row { name, backing, released: Vec::new(), state, since_ns, cause: cause.to_owned(), facts: None }
+    }
+
+    pub fn enter(&mut self, state: ReplicaState, cause: &str) {
+        self.state = state;
+        self.since_ns = wall_ns();
+        self.cause = cause.to_owned();
+        self.released.retain(|old| !old.is_closed() || old.in_flight() > 0);
+    }
+
+    pub fn all_backings(&self) -> impl Iterator<Item = &Arc<dyn Backing>> {
+        self.backing.iter().chain(&self.released)
+    }
+
+    pub fn health(&self, slot: usize, counted: &Counted) -> ReplicaHealth {
+        let facts = self.backing.as_ref().map(|backing| backing.facts());
+        ReplicaHealth {
+            slot,
+            name: self.name.clone(),
+            kind: facts.as_ref().map(|facts| facts.kind),
+            direct: facts.is_some_and(|facts| facts.direct),
+            state: self.state,
+            since_ns: self.since_ns,
+            cause: self.cause.clone(),
+            in_flight: self.all_backings().map(|backing| backing.in_flight()).sum(),
+            bytes_free_below: self.facts.map(|facts| facts.bytes_free_below),
+            counters: counted.now(),
+        }
+    }
+}
+
+pub(super) struct Table {
+    pub rows: Vec<Row>,
+    pub generation: u64,
+    /// Why every write fails for good.
+    pub latched: Option<String>,
+}
+
+impl Table {
+    pub fn in_sync(&self) -> u8 {
+        let bit = |(slot, row): (usize, &Row)| u8::from(row.state == ReplicaState::InSync) << slot;
+        self.rows.iter().enumerate().map(bit).sum()
+    }
+}
+
+/// For reports only: nothing is decided by it.
+pub(super) fn wall_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
+}
