@@ -1,5 +1,6 @@
 //! The store: items and file data, made durable.
 pub mod error;
+pub mod tree;
 pub use error::StoreError;
 
 use std::sync::Arc;
