@@ -1,8 +1,30 @@
-//! Files, directories and block devices as backings; the only file that opens one. (Signatures; filled in next.)
+//! Directories, regular files and block devices as backings; the only place that opens one.
+//!
+//! *Guarantees*: exclusive use: the lock lives on the description that does the I/O, so even a dead daemon's stuck
+//! write still excludes a new one (trap 2). Every call on a backing that may hang runs in that replica's own threads.
+//! *Assumes*: nobody else writes to the container past the lock (`Check` finds some of that, proofs the rest).
+//! *Fails when*: [`OpenError`], one line that names the path.
+//! *Order*: `opening` finds, locks and makes; `threads` runs requests on `container`; `inspecting` only looks.
+//! *Not here*: labels' meaning, which replicas belong together (`store`).
+//!
+//! I/O is direct where the filesystem below can do that, else buffered, with `fdatasync`, and with the cache dropped
+//! before a block is read to be proven.
+
+mod container;
+mod inspecting;
+mod isolate;
+mod opening;
+mod threads;
+
+pub use inspecting::inspect;
+
 use super::backing::{Backing, BackingKind};
 use crate::format::Label;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// Name of the container file in a directory.
+pub const CONTAINER: &str = "stablefs.data";
 
 /// How a backing is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,18 +99,19 @@ pub struct Inspection {
     pub free_bytes: u64,
     /// `st_dev` of the filesystem that holds it; for a block device the device itself.
     pub device: u64,
+    /// Whether there is something to open: always for files and devices, for directories if the container is there.
+    pub container: bool,
     /// The stablefs label, if one proves itself at block 0 (or its copy at 16).
     pub label: Option<Label>,
     /// What data that is not ours it holds, in words; `None` if it is free to be used.
     pub foreign: Option<String>,
 }
 
-/// Open the backing at `path`.
-pub fn open(path: &Path, _mode: Mode, _create: Option<CreateOptions>) -> Result<Arc<dyn Backing>, OpenError> {
-    Err(OpenError::NotFound(path.to_owned()))
+/// Open the backing at `path`, with its own I/O threads. With `create` it is made first: a container in an empty
+/// directory, or a file or device that holds nothing (or anything, with `replace`).
+pub fn open(path: &Path, mode: Mode, create: Option<CreateOptions>) -> Result<Arc<dyn Backing>, OpenError> {
+    threads::open(path, mode, create, opening::Caching::DirectIfPossible)
 }
 
-/// What stands at `path`, without locking or changing it.
-pub fn inspect(path: &Path) -> Result<Inspection, OpenError> {
-    Err(OpenError::NotFound(path.to_owned()))
-}
+#[cfg(test)]
+mod tests;
