@@ -1,6 +1,8 @@
 //! stablefs
 pub mod format;
 
+pub mod cli;
+pub mod control;
 pub mod disk;
 pub mod mount;
 pub mod store;

@@ -87,7 +87,8 @@ pub fn check_mountpoint(path: &Path, replicas: &[PathBuf]) -> Result<PathBuf, Mo
         Ok(mountpoint) => mountpoint,
         Err(error) => return refuse(format!("mount point {shown}: {error}")),
     };
-    let entries = table::read().map_err(|error| MountError::Refused(format!("cannot read the table of mounts: {error}")))?;
+    let entries =
+        table::read().map_err(|error| MountError::Refused(format!("cannot read the table of mounts: {error}")))?;
     if table::at(&entries, &mountpoint).is_some_and(|entry| entry.kind == "fuse.stablefs") {
         return refuse(format!("a stablefs is mounted at {shown} already; look at it: stablefs status {shown}"));
     }
@@ -132,7 +133,8 @@ pub fn mount(plan: &MountPlan) -> Result<(OwnedFd, Mounted), MountError> {
         Some(descriptor) => (descriptor, false),
         None => (helper::mount(plan)?, true),
     };
-    let entries = table::read().map_err(|error| MountError::Refused(format!("cannot read the table of mounts: {error}")))?;
+    let entries =
+        table::read().map_err(|error| MountError::Refused(format!("cannot read the table of mounts: {error}")))?;
     let Some(entry) = table::at(&entries, &plan.mountpoint).filter(|entry| entry.is_fuse()) else {
         return Err(MountError::Refused(format!(
             "the mount at {} vanished as soon as it was made; is another program unmounting it?",
@@ -195,7 +197,8 @@ impl Mounted {
     /// # Errors
     /// Busy, or something else is mounted over it.
     pub fn unmount(&self, lazy: bool) -> Result<(), MountError> {
-        let entries = table::read().map_err(|error| MountError::Refused(format!("cannot read the table of mounts: {error}")))?;
+        let entries =
+            table::read().map_err(|error| MountError::Refused(format!("cannot read the table of mounts: {error}")))?;
         let here: Vec<_> = entries.iter().filter(|entry| entry.path == self.path).collect();
         if !here.iter().any(|entry| entry.device == self.device) {
             return Ok(());

@@ -127,7 +127,8 @@ pub fn lexical(path: &Path) -> io::Result<PathBuf> {
 mod tests {
     use super::*;
 
-    const LINE: &[u8] = br"812 29 0:57 / /mnt/my\040disk\134x rw,nosuid,nodev - fuse.stablefs /a:/b\054c rw,user_id=1000,group_id=100";
+    const LINE: &[u8] =
+        br"812 29 0:57 / /mnt/my\040disk\134x rw,nosuid,nodev - fuse.stablefs /a:/b\054c rw,user_id=1000,group_id=100";
 
     #[test]
     fn a_line_is_taken_apart() {

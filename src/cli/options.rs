@@ -1,0 +1,333 @@
+//! Texts that users type: `-o` lists, sizes, durations, sources of `mount(8)`.
+//!
+//! *Guarantees*: what is not understood is refused by name; nothing is guessed. *Assumes*: nothing.
+//! *Fails when*: a text means nothing: one line for the user. *Order*: none. *Not here*: clap's part (`cli`).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Deadline of a backing, unless asked otherwise.
+pub const DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
+/// Requests served at once, unless asked otherwise.
+pub const THREADS_DEFAULT: usize = 8;
+/// Most and fewest threads that can be asked for.
+pub const THREADS: std::ops::RangeInclusive<usize> = 3..=64;
+
+/// What `-o` said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountOptions {
+    /// `ro`.
+    pub read_only: bool,
+    /// `degraded`: mount although replicas are missing.
+    pub degraded: bool,
+    /// `allow_other`; `None`: root allows, others do not.
+    pub allow_other: Option<bool>,
+    /// `deadline=5s`: how long a backing may take.
+    pub deadline: Duration,
+    /// `fsname=`: source in the table of mounts.
+    pub fsname: Option<String>,
+    /// `subtype=`.
+    pub subtype: String,
+    /// `writeback`: the kernel may hold written pages back.
+    pub writeback: bool,
+    /// `threads=`.
+    pub threads: usize,
+    /// `log=FILE`.
+    pub log: Option<PathBuf>,
+    /// `foreground`.
+    pub foreground: bool,
+    /// `dev`.
+    pub device_nodes: bool,
+    /// `suid`.
+    pub set_user_id: bool,
+    /// `exec`.
+    pub execute: bool,
+    /// `noatime`.
+    pub no_access_times: bool,
+}
+
+impl Default for MountOptions {
+    fn default() -> MountOptions {
+        MountOptions {
+            read_only: false,
+            degraded: false,
+            allow_other: None,
+            deadline: DEADLINE_DEFAULT,
+            fsname: None,
+            subtype: "stablefs".into(),
+            writeback: false,
+            threads: THREADS_DEFAULT,
+            log: None,
+            foreground: false,
+            device_nodes: true,
+            set_user_id: true,
+            execute: true,
+            no_access_times: false,
+        }
+    }
+}
+
+/// Options of `mount(8)` and `fstab(5)` that say nothing to us.
+const IGNORED: &[&str] = &[
+    "_netdev",
+    "async",
+    "atime",
+    "auto",
+    "default_permissions",
+    "defaults",
+    "diratime",
+    "group",
+    "iversion",
+    "lazytime",
+    "noauto",
+    "nodiratime",
+    "nofail",
+    "nogroup",
+    "noiversion",
+    "nolazytime",
+    "noowner",
+    "nostrictatime",
+    "nouser",
+    "nousers",
+    "owner",
+    "relatime",
+    "strictatime",
+    "user",
+    "users",
+];
+
+/// Every option that means something, for the error text.
+const KNOWN: &str = "ro, rw, degraded, allow_other, deadline=, fsname=, subtype=, writeback, threads=, noatime, log=, \
+                     foreground, dev, nodev, suid, nosuid, exec, noexec";
+
+/// Read one `-o` list into `options`; later words win. A comma inside a value is written `\,`.
+///
+/// # Errors
+/// An unknown option or a value that means nothing.
+pub fn parse_list(list: &str, options: &mut MountOptions) -> Result<(), String> {
+    for word in split_escaped(list, ',') {
+        if !word.is_empty() {
+            parse_word(&word, options)?;
+        }
+    }
+    Ok(())
+}
+
+fn parse_word(word: &str, options: &mut MountOptions) -> Result<(), String> {
+    let (name, value) = match word.split_once('=') {
+        Some((name, value)) => (name, Some(value)),
+        None => (word, None),
+    };
+    if name.starts_with("x-")
+        || name.starts_with("X-")
+        || name == "comment"
+        || (value.is_none() && IGNORED.contains(&name))
+    {
+        return Ok(());
+    }
+    match (name, value) {
+        ("ro", None) => options.read_only = true,
+        ("rw", None) => options.read_only = false,
+        ("degraded", None) => options.degraded = true,
+        ("allow_other", None) => options.allow_other = Some(true),
+        ("noallow_other", None) => options.allow_other = Some(false),
+        ("writeback", None) => options.writeback = true,
+        ("foreground", None) => options.foreground = true,
+        ("noatime", None) => options.no_access_times = true,
+        ("dev", None) => options.device_nodes = true,
+        ("nodev", None) => options.device_nodes = false,
+        ("suid", None) => options.set_user_id = true,
+        ("nosuid", None) => options.set_user_id = false,
+        ("exec", None) => options.execute = true,
+        ("noexec", None) => options.execute = false,
+        ("deadline", Some(value)) => options.deadline = parse_duration(value)?,
+        ("fsname", Some(value)) => options.fsname = Some(value.to_owned()),
+        ("subtype", Some(value)) => options.subtype = parse_subtype(value)?,
+        ("threads", Some(value)) => options.threads = parse_threads(value)?,
+        ("log", Some(value)) if !value.is_empty() => options.log = Some(PathBuf::from(value)),
+        ("deadline" | "fsname" | "subtype" | "threads" | "log", _) => {
+            return Err(format!("option {name} needs a value: -o {name}=…"));
+        }
+        _ => return Err(format!("unknown option \"{word}\"; known are: {KNOWN}")),
+    }
+    Ok(())
+}
+
+fn parse_threads(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|count| THREADS.contains(count))
+        .ok_or_else(|| format!("option threads={text}: give a number from {} to {}", THREADS.start(), THREADS.end()))
+}
+
+fn parse_subtype(text: &str) -> Result<String, String> {
+    if text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_')) {
+        return Ok(text.to_owned());
+    }
+    Err(format!("option subtype={text}: only letters, digits, - and _ are possible"))
+}
+
+/// `5s`, `500ms`, `2m`, or bare seconds.
+///
+/// # Errors
+/// Not a duration, or not from 100 ms to an hour.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let scale_ms = match &text[digits.len()..] {
+        "ms" => Some(1.0),
+        "" | "s" => Some(1000.0),
+        "m" | "min" => Some(60_000.0),
+        _ => None,
+    };
+    let number = digits.parse::<f64>().ok().filter(|number| number.is_finite());
+    let duration_ms = scale_ms.zip(number).map(|(scale, number)| scale * number);
+    match duration_ms {
+        Some(ms) if (100.0..=3_600_000.0).contains(&ms) => Ok(Duration::from_millis(ms as u64)),
+        Some(_) => Err(format!("deadline {text} is out of range; give 100ms to 60m")),
+        None => Err(format!("\"{text}\" is not a duration; write for example 5s or 500ms")),
+    }
+}
+
+/// `10G`, `512MiB`, `4096`: bytes. Letters are powers of 1024, `KB`/`MB`/… are powers of 1000.
+///
+/// # Errors
+/// Not a size, or beyond 2^63.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("\"{text}\" is not a size; write for example 10G or 512MiB");
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text[digits.len()..].to_ascii_lowercase();
+    let number: f64 = digits.trim().parse().map_err(|_| wrong())?;
+    let (letter, rest) = unit.split_at(unit.len().min(1));
+    let power = match letter {
+        "" | "b" => 0,
+        "k" => 1,
+        "m" => 2,
+        "g" => 3,
+        "t" => 4,
+        "p" => 5,
+        _ => return Err(wrong()),
+    };
+    let base = match rest {
+        "" | "ib" if letter != "b" || rest.is_empty() => 1024f64,
+        "b" if power > 0 => 1000f64,
+        _ => return Err(wrong()),
+    };
+    let bytes = number * base.powi(power);
+    if !bytes.is_finite() || bytes < 0.0 || bytes >= i64::MAX as f64 {
+        return Err(wrong());
+    }
+    Ok(bytes as u64)
+}
+
+/// Split a source as `mount(8)` has it: `/a:/b`; a colon in a path is written `\:`.
+///
+/// # Errors
+/// An empty part.
+pub fn split_source(source: &str) -> Result<Vec<PathBuf>, String> {
+    let parts: Vec<PathBuf> = split_escaped(source, ':').into_iter().map(PathBuf::from).collect();
+    if parts.iter().any(|part| part.as_os_str().is_empty()) {
+        return Err(format!("source \"{source}\" has an empty part; write /replica-a:/replica-b"));
+    }
+    Ok(parts)
+}
+
+/// The source for the table of mounts: the inverse of [`split_source`].
+pub fn join_source(paths: &[PathBuf]) -> String {
+    let escape = |path: &PathBuf| path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:");
+    paths.iter().map(escape).collect::<Vec<_>>().join(":")
+}
+
+fn split_escaped(text: &str, separator: char) -> Vec<String> {
+    let mut parts = vec![String::new()];
+    let mut characters = text.chars().peekable();
+    while let Some(c) = characters.next() {
+        if c == separator {
+            parts.push(String::new());
+            continue;
+        }
+        let escaped = c == '\\' && characters.peek().is_some_and(|next| *next == separator || *next == '\\');
+        let c = if escaped { characters.next().unwrap_or(c) } else { c };
+        if let Some(part) = parts.last_mut() {
+            part.push(c);
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(list: &str) -> Result<MountOptions, String> {
+        let mut options = MountOptions::default();
+        parse_list(list, &mut options).map(|()| options)
+    }
+
+    #[test]
+    fn a_list_as_fstab_has_it() {
+        let options = parse(
+            "defaults,nofail,_netdev,user,x-systemd.requires-mounts-for=/d1,comment=hi,ro,degraded,deadline=500ms,\
+             fsname=a\\,b,writeback,threads=16,noatime,nodev,nosuid,noexec,allow_other,log=/tmp/l,subtype=",
+        )
+        .unwrap();
+        assert!(options.read_only && options.degraded && options.writeback && options.no_access_times);
+        assert!(!options.device_nodes && !options.set_user_id && !options.execute);
+        assert_eq!(options.deadline, Duration::from_millis(500));
+        assert_eq!(options.fsname.as_deref(), Some("a,b"));
+        assert_eq!((options.threads, options.allow_other), (16, Some(true)));
+        assert_eq!(options.log.as_deref(), Some(std::path::Path::new("/tmp/l")));
+        assert_eq!(options.subtype, "");
+        assert!(!parse("ro,rw").unwrap().read_only);
+        assert_eq!(parse("").unwrap(), MountOptions::default());
+    }
+
+    #[test]
+    fn what_means_nothing_is_refused_by_name() {
+        for (list, word) in [
+            ("bogus", "bogus"),
+            ("ro=1", "ro=1"),
+            ("deadline", "needs a value"),
+            ("deadline=soon", "soon"),
+            ("deadline=1ms", "out of range"),
+            ("deadline=nans", "not a duration"),
+            ("threads=1", "3 to 64"),
+            ("threads=x", "threads=x"),
+            ("log=", "needs a value"),
+            ("subtype=a b", "subtype=a b"),
+            ("defaults=2", "defaults=2"),
+        ] {
+            let error = parse(list).unwrap_err();
+            assert!(error.contains(word), "{list}: {error}");
+            assert!(!error.contains('\n'), "{list}: more than one line");
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("4096", 4096),
+            ("10G", 10 << 30),
+            ("512MiB", 512 << 20),
+            ("1k", 1024),
+            ("1KB", 1000),
+            ("1.5g", 3 << 29),
+            ("7B", 7),
+            ("2TiB", 2 << 40),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "G", "-1", "10X", "1GiX", "1e400", "nan", "9999P", "1bb"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn sources_split_and_join() {
+        let paths = split_source("/a\\:1:/b c:/d\\\\e").unwrap();
+        assert_eq!(paths, ["/a:1", "/b c", "/d\\e"].map(PathBuf::from));
+        assert_eq!(split_source(&join_source(&paths)).unwrap(), paths);
+        assert!(split_source("/a:").is_err());
+        assert!(split_source("").is_err());
+    }
+}
