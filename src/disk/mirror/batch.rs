@@ -145,6 +145,7 @@ impl Mirror {
         let leaving = self.put_out(replica, &cause);
         if leaving == Leaving::Out && was.takes_writes() {
             self.count(replica, |counted| &counted.deadline_missed);
+            self.table.write().rows[replica].silent = true;
         }
         leaving
     }

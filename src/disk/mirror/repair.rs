@@ -195,7 +195,7 @@ impl Mirror {
         let others = |lane: &Lane| lane.slot != first.slot;
         lanes.extend(self.lanes(|state| state == ReplicaState::InSync).into_iter().filter(others));
         let rest = self.lanes(|state| state != ReplicaState::InSync).into_iter().filter(others);
-        lanes.extend(rest.filter(|lane| lane.state != ReplicaState::Out || lane.backing.in_flight() == 0));
+        lanes.extend(rest.filter(|lane| !self.table.read().rows[lane.slot].hangs()));
         lanes
     }
 

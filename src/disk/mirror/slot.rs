@@ -144,6 +144,8 @@ pub(super) struct Row {
     pub state: ReplicaState,
     pub since_ns: u64,
     pub cause: String,
+    /// Went out because it did not answer: while requests are in flight, more of them would only hang too.
+    pub silent: bool,
     pub facts: Option<Facts>,
 }
 
@@ -155,14 +157,29 @@ impl Row {
         since_ns: u64,
         cause: &str,
     ) -> Row {
-        Row { name, backing, released: Vec::new(), state, since_ns, cause: cause.to_owned(), facts: None }
+        Row {
+            name,
+            backing,
+            released: Vec::new(),
+            state,
+            since_ns,
+            cause: cause.to_owned(),
+            silent: false,
+            facts: None,
+        }
     }
 
     pub fn enter(&mut self, state: ReplicaState, cause: &str) {
         self.state = state;
         self.since_ns = wall_ns();
         self.cause = cause.to_owned();
+        self.silent = false;
         self.released.retain(|old| !old.is_closed() || old.in_flight() > 0);
+    }
+
+    /// Whether asking is pointless for now.
+    pub fn hangs(&self) -> bool {
+        self.silent && self.backing.as_ref().is_some_and(|backing| backing.in_flight() > 0)
     }
 
     pub fn all_backings(&self) -> impl Iterator<Item = &Arc<dyn Backing>> {

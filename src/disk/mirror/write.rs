@@ -135,7 +135,7 @@ impl Mirror {
             return Err(DiskError::Replica { replica, detail: "is missing".into() });
         };
         // Out and still hanging: a further request would only hang as well.
-        if lane.state == ReplicaState::Out && lane.backing.in_flight() > 0 {
+        if self.table.read().rows[replica].hangs() {
             return Err(DiskError::Replica { replica, detail: "is out and has not answered yet".into() });
         }
         Ok(lane)
