@@ -24,7 +24,9 @@
 //! | 176 | 32 | space: entry of the top space node |
 //! | 208 | 4 | epochs in the chain (1 to 64) |
 //! | 212 | 4 | dead lists (0 to 32) |
-//! | 216 | 40 | reserved, zero |
+//! | 216 | 8 | space: blocks of zones that have space below on every replica |
+//! | 224 | 8 | space: no zone below this one lacks space below |
+//! | 232 | 24 | reserved, zero |
 //! | 256 | 4 × 64 | members: replica 16, state 1, role 1, reserved 6, since version 8, since ns 8, reserved 24 |
 //! | 512 | 64 × 24 | chain of epochs, oldest first: id 16, first version 8 |
 //! | 2048 | 32 × 64 | dead lists, oldest first: first group 8, last group 8, pointer 32, blocks 8, reserved 8 |
@@ -129,6 +131,10 @@ pub struct Root {
     pub tree: Option<(u8, BlockPtr)>,
     /// Top space node.
     pub space: SpaceEntry,
+    /// Blocks of zones that have space below on every replica.
+    pub backed: u64,
+    /// No zone below this one lacks space below.
+    pub grow_zone: u64,
     /// Replicas, 1 to 4.
     pub members: Vec<Member>,
     /// Chain of epochs, oldest first; never empty.
@@ -188,6 +194,8 @@ impl Root {
         out[176..208].copy_from_slice(&self.space.encode());
         out[208..212].copy_from_slice(&(self.chain.len() as u32).to_le_bytes());
         out[212..216].copy_from_slice(&(self.dead.len() as u32).to_le_bytes());
+        out[216..224].copy_from_slice(&self.backed.to_le_bytes());
+        out[224..232].copy_from_slice(&self.grow_zone.to_le_bytes());
         for (i, member) in self.members.iter().enumerate() {
             let at = MEMBERS_AT + i * MEMBER;
             out[at..at + 16].copy_from_slice(&member.replica.0);
@@ -227,7 +235,7 @@ impl Root {
         let word = |i: usize| le64(bytes, HEADER + 8 * i);
         require(word(4) <= 1, WHAT, "has no unknown flag")?;
         require(header.birth == word(0), WHAT, "has the version that its header says")?;
-        require(all_zero(&bytes[216..MEMBERS_AT]), WHAT, "has zero in reserved bytes")?;
+        require(all_zero(&bytes[232..MEMBERS_AT]), WHAT, "has zero in reserved bytes")?;
         let log_at = le32(bytes, 136);
         require(log_at < geometry.log_blocks, WHAT, "has a log position inside the ring")?;
         let level = le32(bytes, 140);
@@ -248,6 +256,8 @@ impl Root {
             log_at,
             tree: tree.map(|ptr| (level as u8, ptr)),
             space: SpaceEntry::decode(&bytes[176..208])?,
+            backed: le64(bytes, 216),
+            grow_zone: le64(bytes, 224),
             members: decode_members(bytes, header.count as usize)?,
             chain: decode_chain(bytes, le32(bytes, 208) as usize)?,
             dead: decode_dead(bytes, le32(bytes, 212) as usize)?,
@@ -255,6 +265,11 @@ impl Root {
         require(root.version >= 1 && root.version < u64::MAX / 2, WHAT, "has a possible version")?;
         require(root.txg < u64::MAX / 2 && root.next_ino < u64::MAX / 2, WHAT, "has possible counters")?;
         require(root.epoch().first_version <= root.version, WHAT, "is not older than its epoch")?;
+        require(
+            root.backed <= geometry.blocks && root.grow_zone <= geometry.zones,
+            WHAT,
+            "has space inside the volume",
+        )?;
         require(root.tree.is_none_or(|(_, p)| p.birth <= root.txg), WHAT, "is not older than its tree")?;
         Ok(root)
     }
@@ -338,6 +353,8 @@ mod tests {
             log_at: 12,
             tree: Some((2, ptr)),
             space: SpaceEntry { birth: 7, sum: 4, free: 100, slot: 1 },
+            backed: 1000,
+            grow_zone: 1,
             members: (1..=2)
                 .map(|i| Member {
                     replica: Uuid([i; 16]),

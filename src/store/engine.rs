@@ -1,0 +1,157 @@
+//! The store's threads: log, write-out, commit. Without them (simulator, tests, offline tools) the caller drives.
+//!
+//! *Guarantees*: an fsync is answered by the log thread; pages are written out as they come; a group is closed at
+//! least every few seconds while anything changed. *Assumes*: [`Store::stop`] is called before the store is dropped.
+//! *Fails when*: never itself; a failed commit latches the store. *Order*: none held while working.
+//! *Not here*: the work.
+
+use super::commit::Force;
+use super::{Store, StoreError};
+use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+#[derive(Default)]
+struct Wanted {
+    commit: bool,
+    place: bool,
+    log: bool,
+    stop: bool,
+}
+
+/// What the threads are asked for.
+#[derive(Default)]
+pub struct Signals {
+    wanted: Mutex<Wanted>,
+    bell: [Condvar; 3],
+    running: AtomicBool,
+}
+
+const COMMIT: usize = 0;
+const PLACE: usize = 1;
+const LOG: usize = 2;
+
+impl Signals {
+    /// Whether threads do the work.
+    pub fn is_running(&self) -> bool {
+        self.running.load(Ordering::Acquire)
+    }
+    /// Ask for a commit.
+    pub fn want_commit(&self) {
+        self.want(COMMIT, |w| &mut w.commit);
+    }
+    /// Ask for write-out.
+    pub fn want_place(&self) {
+        self.want(PLACE, |w| &mut w.place);
+    }
+    /// Ask for a log record.
+    pub fn want_log(&self) {
+        self.want(LOG, |w| &mut w.log);
+    }
+    fn want(&self, bell: usize, which: fn(&mut Wanted) -> &mut bool) {
+        if !self.is_running() {
+            return;
+        }
+        let mut wanted = self.wanted.lock();
+        let flag = which(&mut wanted);
+        if !*flag {
+            *flag = true;
+            self.bell[bell].notify_one();
+        }
+    }
+    /// Wait until asked (true), until `timeout` passes (true), or until stopped (false).
+    fn wait(&self, bell: usize, which: fn(&mut Wanted) -> &mut bool, timeout: Option<Duration>) -> bool {
+        let mut wanted = self.wanted.lock();
+        loop {
+            if std::mem::take(which(&mut wanted)) {
+                return true;
+            }
+            if wanted.stop {
+                return false;
+            }
+            match timeout {
+                Some(timeout) => {
+                    if self.bell[bell].wait_for(&mut wanted, timeout).timed_out() {
+                        return true;
+                    }
+                }
+                None => self.bell[bell].wait(&mut wanted),
+            }
+        }
+    }
+}
+
+/// The running threads.
+pub struct Engine {
+    store: Arc<Store>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Start the threads; a group is closed at least every `interval` while anything changed.
+    pub fn start(store: &Arc<Store>, interval: Duration) -> Result<Engine, StoreError> {
+        store.engine.running.store(true, Ordering::Release);
+        store.engine.wanted.lock().stop = false;
+        let mut engine = Engine { store: store.clone(), threads: Vec::new() };
+        engine.spawn("stablefs-commit", move |store| {
+            while store.engine.wait(COMMIT, |w| &mut w.commit, Some(interval)) {
+                if store.commit(Force::IfChanged).is_err() {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            }
+        })?;
+        engine.spawn("stablefs-place", |store| {
+            while store.engine.wait(PLACE, |w| &mut w.place, None) {
+                match store.place_step() {
+                    Ok(_) => {}
+                    Err(StoreError::NoSpace) => store.engine.want_commit(),
+                    Err(error) => store.fail(&error),
+                }
+            }
+        })?;
+        engine.spawn("stablefs-log", |store| {
+            while store.engine.wait(LOG, |w| &mut w.log, None) {
+                store.log_step();
+            }
+            store.log_step();
+        })?;
+        Ok(engine)
+    }
+
+    fn spawn(&mut self, name: &str, work: impl FnOnce(&Store) + Send + 'static) -> Result<(), StoreError> {
+        let store = self.store.clone();
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&store));
+        match thread {
+            Ok(thread) => {
+                self.threads.push(thread);
+                Ok(())
+            }
+            Err(error) => Err(StoreError::Failed(format!("cannot start a thread: {error}"))),
+        }
+    }
+
+    /// Stop the threads; what waits is answered first.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.store.engine.wanted.lock().stop = true;
+        for bell in &self.store.engine.bell {
+            bell.notify_all();
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+        self.store.engine.running.store(false, Ordering::Release);
+        self.store.log_step();
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

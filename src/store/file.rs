@@ -1,0 +1,340 @@
+//! File content: what stands for each block of a file, newest first, and how pages are put together.
+//!
+//! *Guarantees*: every byte returned was proven or is a zero of a hole. *Assumes*: the caller holds the file's lock
+//! against writers. *Fails when*: a block is lost on all replicas: that read only.
+//! *Order*: takes a view, then shard locks one at a time. *Not here*: sizes.
+
+use super::delta::{FileDelta, Says, Segment, View};
+use super::tree::Cursor;
+use super::{Store, StoreError};
+use crate::disk::buffer::{Buf, Slice};
+use crate::format::{Addr, BLOCK, Extent, ExtentBody, ItemKind, Key};
+use std::sync::Arc;
+
+/// What stands for a file block.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// Nothing: zeros.
+    Hole,
+    /// Set aside: zeros.
+    Reserved,
+    /// In memory, possibly shorter than a block (the rest is zeros).
+    Bytes(Slice),
+    /// Inside its item.
+    Inline(Arc<[u8]>),
+    /// On disk, proven by a checksum.
+    Disk {
+        /// Where.
+        addr: Addr,
+        /// Checksum.
+        sum: u32,
+    },
+}
+
+impl Store {
+    /// What stands for file blocks `first..first + count`.
+    pub fn sources(&self, view: &View, ino: u64, first: u64, count: usize) -> Result<Vec<Source>, StoreError> {
+        let mut out: Vec<Option<Source>> = vec![None; count];
+        let mut open = count;
+        for group in view.groups() {
+            group.with_file(ino, |file| open -= ask(file, first, &mut out));
+            if open == 0 {
+                break;
+            }
+        }
+        if open > 0 {
+            self.ask_tree(view, ino, first, &mut out)?;
+        }
+        Ok(out.into_iter().map(|s| s.unwrap_or(Source::Hole)).collect())
+    }
+
+    fn ask_tree(&self, view: &View, ino: u64, first: u64, out: &mut [Option<Source>]) -> Result<(), StoreError> {
+        let end = first + out.len() as u64;
+        let mut cursor = Cursor::new(self, view.committed.root.tree, Key::new(ino, ItemKind::Extent, first));
+        while let Some((key, value)) = cursor.next()? {
+            if key.ino != ino || key.kind != ItemKind::Extent {
+                break;
+            }
+            let extent = self.decode_extent(key, &value)?;
+            let from = extent.first(key);
+            if from >= end {
+                break;
+            }
+            for block in from.max(first)..(key.off + 1).min(end) {
+                let slot = &mut out[(block - first) as usize];
+                if slot.is_none() {
+                    let i = (block - from) as usize;
+                    *slot = Some(match &extent.body {
+                        ExtentBody::Written { addr, sums } => Source::Disk { addr: addr + i as u64, sum: sums[i] },
+                        ExtentBody::Unwritten { .. } => Source::Reserved,
+                        ExtentBody::Inline(bytes) => Source::Inline(bytes.as_slice().into()),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Decode an extent and check that it stands inside a zone.
+    pub(crate) fn decode_extent(&self, key: Key, value: &[u8]) -> Result<Extent, StoreError> {
+        let extent = Extent::decode(key, value)?;
+        let inside = extent.addr().is_none_or(|a| self.label.geometry.holds_data(a, u64::from(extent.blocks)));
+        crate::format::require(inside, "extent item", "stands inside a zone")?;
+        Ok(extent)
+    }
+
+    /// Fill `out` with the bytes of a file from `offset` on; holes are zeros. Knows nothing of the size.
+    pub fn read_file(&self, ino: u64, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        let view = self.view();
+        let block = BLOCK as u64;
+        let first = offset / block;
+        let count = ((offset + out.len() as u64).div_ceil(block) - first) as usize;
+        let sources = self.sources(&view, ino, first, count)?;
+        let mut at = 0;
+        while at < count {
+            let run = run_length(&sources[at..]);
+            let begin = (first + at as u64) * block;
+            match &sources[at] {
+                Source::Disk { addr, .. } => {
+                    let sums: Vec<u64> = sources[at..at + run].iter().map(sum_of).collect();
+                    let found = self.mirror.read(*addr, &sums)?;
+                    copy_part(out, offset, begin, &found);
+                }
+                Source::Hole | Source::Reserved => zero_part(out, offset, begin),
+                Source::Bytes(page) => copy_part(out, offset, begin, page),
+                Source::Inline(bytes) => {
+                    zero_part(out, offset, begin);
+                    copy_part(out, offset, begin, bytes);
+                }
+            }
+            at += run;
+        }
+        Ok(())
+    }
+
+    /// Whole pages for a write of `data` at `offset`: the edges are merged with what is there (may read the disk).
+    pub fn prepare_pages(&self, ino: u64, offset: u64, data: &[u8]) -> Result<Vec<(u64, Slice)>, StoreError> {
+        if data.is_empty() {
+            return Ok(Vec::new());
+        }
+        let block = BLOCK as u64;
+        let end = offset + data.len() as u64;
+        let (first, last) = (offset / block, (end - 1) / block);
+        let mut buf = Buf::zeroed((last - first + 1) as usize * BLOCK);
+        if offset % block != 0 || (first == last && end % block != 0) {
+            self.read_file(ino, first * block, &mut buf[..BLOCK])?;
+        }
+        if last != first && end % block != 0 {
+            let at = (last - first) as usize * BLOCK;
+            self.read_file(ino, last * block, &mut buf[at..at + BLOCK])?;
+        }
+        let at = (offset - first * block) as usize;
+        buf[at..at + data.len()].copy_from_slice(data);
+        let buf = Arc::new(buf);
+        Ok((first..=last).map(|b| (b, Slice::new(buf.clone(), (b - first) as usize * BLOCK, BLOCK))).collect())
+    }
+
+    /// First file block at or after `block` that is not a hole.
+    pub fn next_data(&self, ino: u64, block: u64) -> Result<Option<u64>, StoreError> {
+        let view = self.view();
+        let mut from = block;
+        loop {
+            let next = self.candidate(&view, ino, from)?;
+            let Some(next) = next else { return Ok(None) };
+            if !matches!(self.sources(&view, ino, next, 1)?[0], Source::Hole) {
+                return Ok(Some(next));
+            }
+            // A hole above an old extent: skip to where that hole or the extent ends.
+            from = self.hole_end(&view, ino, next);
+        }
+    }
+
+    /// First file block at or after `block` that is a hole.
+    pub fn next_hole(&self, ino: u64, block: u64) -> Result<u64, StoreError> {
+        const STEP: usize = 256;
+        let view = self.view();
+        let mut at = block;
+        loop {
+            let sources = self.sources(&view, ino, at, STEP)?;
+            if let Some(i) = sources.iter().position(|s| matches!(s, Source::Hole)) {
+                return Ok(at + i as u64);
+            }
+            at += STEP as u64;
+        }
+    }
+
+    /// The first block at or after `from` of which a group's segment or the tree says something.
+    fn candidate(&self, view: &View, ino: u64, from: u64) -> Result<Option<u64>, StoreError> {
+        let mut best: Option<u64> = None;
+        for group in view.groups() {
+            let next = group.with_file(ino, |f| f.segments.range(from..).next().map(|(b, _)| *b)).flatten();
+            best = [best, next].into_iter().flatten().min();
+        }
+        let mut cursor = Cursor::new(self, view.committed.root.tree, Key::new(ino, ItemKind::Extent, from));
+        if let Some((key, value)) = cursor.next()?
+            && key.ino == ino
+            && key.kind == ItemKind::Extent
+        {
+            let start = self.decode_extent(key, &value)?.first(key).max(from);
+            best = Some(best.map_or(start, |b| b.min(start)));
+        }
+        Ok(best)
+    }
+
+    /// `block` is a hole: the end of the group range that says so, at least the next block.
+    fn hole_end(&self, view: &View, ino: u64, block: u64) -> u64 {
+        let mut end = block + 1;
+        for group in view.groups() {
+            let found = group.with_file(ino, |file| {
+                let hole = file.holes.meeting(block, block + 1).map(|(_, e)| e).next()?;
+                let segment = file.segments.range(block..).next().map_or(u64::MAX, |(b, _)| *b);
+                Some(hole.min(segment))
+            });
+            end = end.max(found.flatten().unwrap_or(0));
+            if found.flatten().is_some() {
+                // An older group cannot reach past a younger group's segment; the caller asks again there.
+                break;
+            }
+        }
+        end
+    }
+
+    /// File blocks that are not holes, what is in memory included.
+    pub fn file_blocks(&self, ino: u64) -> Result<u64, StoreError> {
+        /// Segments and holes that are compared one by one; beyond that the answer is an upper bound.
+        const EXACT_MAX: usize = 1024;
+        let view = self.view();
+        let map = super::tree::get(self, view.committed.root.tree, Key::new(ino, ItemKind::FileMap, 0))?;
+        let committed = match map {
+            Some(value) => crate::format::item::FileMap::decode(&value)?.blocks,
+            None => 0,
+        };
+        let mut total = committed;
+        // Oldest first: each group changes what is below it.
+        if let Some(closing) = &view.closing {
+            let below = View {
+                current: Arc::new(super::delta::Group::new(0)),
+                closing: None,
+                committed: view.committed.clone(),
+            };
+            total = self.count_change(&below, closing, ino, total, EXACT_MAX)?;
+        }
+        let below = View {
+            current: view.closing.clone().unwrap_or_else(|| Arc::new(super::delta::Group::new(0))),
+            closing: None,
+            committed: view.committed.clone(),
+        };
+        self.count_change(&below, &view.current, ino, total, EXACT_MAX)
+    }
+
+    fn count_change(
+        &self,
+        below: &View,
+        group: &super::delta::Group,
+        ino: u64,
+        total: u64,
+        exact_max: usize,
+    ) -> Result<u64, StoreError> {
+        let Some((segments, holes)) = group.with_file(ino, |file| {
+            let segments: Vec<u64> = file.segments.keys().copied().take(exact_max + 1).collect();
+            (segments, file.holes.iter().collect::<Vec<_>>())
+        }) else {
+            return Ok(total);
+        };
+        let mut total = total;
+        for (start, end) in &holes {
+            total = total.saturating_sub(self.count_below(below, ino, *start, *end)?);
+        }
+        if segments.len() > exact_max {
+            let all = group.with_file(ino, |f| f.segments.len() as u64).unwrap_or(0);
+            return Ok(total.max(all));
+        }
+        let in_holes = |b: u64| holes.iter().any(|(s, e)| *s <= b && b < *e);
+        let mut at = 0;
+        while at < segments.len() {
+            let run = segments[at..].iter().enumerate().take_while(|(i, b)| **b == segments[at] + *i as u64).count();
+            let sources = self.sources(below, ino, segments[at], run)?;
+            for (i, source) in sources.iter().enumerate() {
+                if matches!(source, Source::Hole) || in_holes(segments[at] + i as u64) {
+                    total += 1;
+                }
+            }
+            at += run;
+        }
+        Ok(total)
+    }
+
+    fn count_below(&self, below: &View, ino: u64, start: u64, end: u64) -> Result<u64, StoreError> {
+        if start == 0 && end == u64::MAX && below.current.with_file(ino, |_| ()).is_none() {
+            let map = super::tree::get(self, below.committed.root.tree, Key::new(ino, ItemKind::FileMap, 0))?;
+            return map.map_or(Ok(0), |v| Ok(crate::format::item::FileMap::decode(&v)?.blocks));
+        }
+        let mut count = 0;
+        let mut at = start;
+        while let Some(data) = self.candidate(below, ino, at)? {
+            if data >= end {
+                break;
+            }
+            let step = (end - data).min(256) as usize;
+            let sources = self.sources(below, ino, data, step)?;
+            count += sources.iter().filter(|s| !matches!(s, Source::Hole)).count() as u64;
+            at = data + step as u64;
+        }
+        Ok(count)
+    }
+}
+
+/// Fill the gaps in `out` with what `file` says; returns how many were filled.
+fn ask(file: &FileDelta, first: u64, out: &mut [Option<Source>]) -> usize {
+    let mut filled = 0;
+    for (i, slot) in out.iter_mut().enumerate().filter(|(_, s)| s.is_none()) {
+        *slot = match file.says(first + i as u64) {
+            Says::Nothing => continue,
+            Says::Hole => Some(Source::Hole),
+            Says::Segment(Segment::Page { page, .. }) => Some(Source::Bytes(page)),
+            Says::Segment(Segment::Placed { addr, sum, .. }) => Some(Source::Disk { addr, sum }),
+            Says::Segment(Segment::Reserved { .. }) => Some(Source::Reserved),
+        };
+        filled += 1;
+    }
+    filled
+}
+
+fn sum_of(source: &Source) -> u64 {
+    match source {
+        Source::Disk { sum, .. } => u64::from(*sum),
+        _ => unreachable!("a run on disk holds only blocks on disk"),
+    }
+}
+
+/// How many of the first sources are one run on disk (1 for anything else).
+fn run_length(sources: &[Source]) -> usize {
+    let Source::Disk { addr, .. } = &sources[0] else { return 1 };
+    sources
+        .iter()
+        .enumerate()
+        .take_while(|(i, s)| matches!(s, Source::Disk { addr: a, .. } if *a == addr + *i as u64))
+        .count()
+}
+
+/// Copy the part of `bytes` (which stand at `begin` in the file) that falls into `out` (which begins at `offset`).
+fn copy_part(out: &mut [u8], offset: u64, begin: u64, bytes: &[u8]) {
+    let from = begin.max(offset);
+    let to = (begin + bytes.len() as u64).min(offset + out.len() as u64);
+    if from < to {
+        let source = &bytes[(from - begin) as usize..(to - begin) as usize];
+        out[(from - offset) as usize..(to - offset) as usize].copy_from_slice(source);
+    }
+}
+
+/// Zero the part of `out` that the block at `begin` covers.
+fn zero_part(out: &mut [u8], offset: u64, begin: u64) {
+    let from = begin.max(offset);
+    let to = (begin + BLOCK as u64).min(offset + out.len() as u64);
+    if from < to {
+        out[(from - offset) as usize..(to - offset) as usize].fill(0);
+    }
+}

@@ -1,0 +1,148 @@
+//! Roots in their slots, and who is in them.
+//!
+//! *Guarantees*: when [`Store::write_root`] or [`Store::declare_members`] returned, a root that names exactly the
+//! replicas in sync is durable on each of them; versions rise and are never used twice (invariant 11); the newest
+//! durable root is never overwritten. *Assumes*: everything that the new root reaches is durable (invariant 3).
+//! *Fails when*: no replica takes writes. *Order*: called with the root lock held; takes none.
+//! *Not here*: what a root contains besides members and history.
+//!
+//! If a replica fails while a root is being written, one more root follows that names it out; nothing is
+//! acknowledged before. When the set in sync shrinks a new epoch begins, so that a replica that was left behind, and
+//! was written to alone later, is recognised as a fork.
+
+use super::commit::RootState;
+use super::{Store, StoreError};
+use crate::disk::buffer::{Buf, Slice};
+use crate::format::geometry::ROOT_SLOTS;
+use crate::format::{Member, MemberState, Root};
+
+/// Called with a root that names fewer replicas, before anything is acknowledged without them.
+pub type ShrinkHook = Box<dyn Fn(&Root) + Send + Sync>;
+
+impl Store {
+    /// If a replica went out (or joined) since the newest root, make a root durable that says so.
+    pub(crate) fn declare_members(&self) -> Result<(), StoreError> {
+        let mut state = self.root.lock();
+        if self.mirror.members().generation == state.generation {
+            return Ok(());
+        }
+        let root = state.root.clone();
+        self.write_root(&mut state, root)
+    }
+
+    /// Write `root` with the next version and the present members, until that is the truth.
+    pub(crate) fn write_root(&self, state: &mut RootState, mut root: Root) -> Result<(), StoreError> {
+        // A replica can fail at most once each; one more round to write the truth, and one to spare.
+        for _ in 0..=self.mirror.replicas() + 1 {
+            let members = self.mirror.members();
+            root.version = state.version_max + 1;
+            state.version_max = root.version;
+            root.time_ns = self.world.now_ns().max(0) as u64;
+            self.name_members(&mut root, state, members.in_sync);
+            if let Some(hook) = &state.on_shrink
+                && root.chain.len() != state.root.chain.len()
+            {
+                hook(&root);
+            }
+            let slot = state.free_slot();
+            let block = Slice::whole(Buf::from_slice(&root.encode(slot)));
+            // Whatever becomes of it, this slot may hold this version from now on.
+            state.slots[slot] = Some(root.version);
+            self.mirror.write(vec![(Root::addr(slot), block)])?;
+            self.mirror.flush()?;
+            state.root = root.clone();
+            state.newest_slot = slot;
+            state.generation = members.generation;
+            if self.mirror.members().generation == members.generation {
+                return Ok(());
+            }
+        }
+        Err(StoreError::Failed("replicas keep changing while a root is written".into()))
+    }
+
+    fn name_members(&self, root: &mut Root, state: &RootState, in_sync: u8) {
+        let now = root.time_ns;
+        let version = root.version;
+        let mut shrunk = false;
+        let returning: Vec<bool> =
+            self.mirror.health().iter().map(|h| h.state == crate::disk::ReplicaState::Returning).collect();
+        if let Some(names) = &state.rename {
+            for (slot, uuid) in names {
+                if let Some(member) = root.members.get_mut(*slot)
+                    && member.replica != *uuid
+                {
+                    *member = Member {
+                        replica: *uuid,
+                        state: MemberState::Out,
+                        role: 1,
+                        since_version: version,
+                        since_ns: now,
+                    };
+                }
+            }
+        }
+        for (slot, member) in root.members.iter_mut().enumerate() {
+            let new = if in_sync >> slot & 1 == 1 {
+                MemberState::InSync
+            } else if returning.get(slot) == Some(&true) {
+                MemberState::Returning
+            } else {
+                MemberState::Out
+            };
+            if new != member.state {
+                shrunk |= member.state == MemberState::InSync;
+                member.state = new;
+                member.since_version = version;
+                member.since_ns = now;
+            }
+        }
+        if shrunk || state.fork_next || root.chain.is_empty() {
+            root.begin_epoch(self.world.uuid());
+        }
+    }
+
+    /// Read the newest root back from the medium of each replica: the one lost write that no pointer reveals.
+    /// A replica that does not have it goes out.
+    pub fn verify_root(&self) {
+        let (slot, root) = {
+            let state = self.root.lock();
+            (state.newest_slot, state.root.clone())
+        };
+        let members = self.mirror.members();
+        let expected = root.encode(slot);
+        for replica in (0..self.mirror.replicas()).filter(|r| members.contains(*r)) {
+            let found = self.mirror.read_raw(replica, Root::addr(slot), 1);
+            let same = found.is_ok_and(|block| block[..] == expected[..]);
+            // The slot may have been taken for a newer root meanwhile.
+            let current = self.root.lock().slots[slot] == Some(root.version);
+            if !same && current && members.count() > 1 {
+                self.mirror.set_out(replica, "a root that it had acknowledged is not on the medium");
+            }
+        }
+    }
+}
+
+impl RootState {
+    /// The state of a volume whose newest root is `root`, found in `slot`.
+    pub fn new(root: Root, newest_slot: usize, slots: [Option<u64>; ROOT_SLOTS]) -> RootState {
+        let version_max = slots.iter().flatten().copied().max().unwrap_or(0).max(root.version);
+        RootState {
+            root,
+            newest_slot,
+            slots,
+            version_max,
+            generation: 0,
+            fork_next: false,
+            rename: None,
+            on_shrink: None,
+        }
+    }
+
+    /// The slot of the oldest version; never the newest durable one.
+    fn free_slot(&self) -> usize {
+        (0..ROOT_SLOTS)
+            .filter(|slot| *slot != self.newest_slot || self.slots[*slot].is_none())
+            .min_by_key(|slot| self.slots[*slot])
+            .expect("there are 16 slots")
+    }
+}
