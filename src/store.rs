@@ -15,6 +15,7 @@
 
 pub mod commit;
 pub mod convert;
+pub mod create;
 pub mod delta;
 pub mod engine;
 pub mod error;

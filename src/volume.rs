@@ -1,0 +1,349 @@
+//! A volume as the daemon and the offline tools use it: paths in, a running store out.
+//!
+//! *Guarantees*: nothing is written to a path that holds foreign data without `force`; a volume is open once; every
+//! refusal says what to do next. *Assumes*: nothing of the paths. *Fails when*: [`StoreError::Refused`].
+//! *Order*: inspect → open (locks) → examine → recover → threads. *Not here*: mounting.
+
+pub mod status;
+pub mod witness;
+
+use crate::disk::backing::{Backing, BackingKind};
+use crate::disk::file::{self, CreateOptions, Inspection, Mode};
+use crate::disk::{DiskError, Mirror};
+use crate::format::{BLOCK, Geometry, Label, REPLICAS_MAX, REPLICAS_MIN};
+use crate::fs::Filesystem;
+use crate::store::commit::Force;
+use crate::store::create::{CreateStore, create};
+use crate::store::engine::Engine;
+use crate::store::recover::{self, OpenStore, Present, Report};
+use crate::store::{Store, StoreError, StoreOptions};
+use crate::world::{Machine, World};
+use parking_lot::Mutex;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Smallest volume: 16 MiB.
+pub const SIZE_MIN: u64 = 16 << 20;
+/// How long opening waits for one read of a label or root.
+const EXAMINE_WAIT: Duration = Duration::from_secs(10);
+/// Longest time between a change and the commit that holds it.
+const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How to make a volume.
+#[derive(Debug, Clone)]
+pub struct FormatOptions {
+    /// Bytes of the volume; `None`: as much as the smallest replica has room for.
+    pub size_bytes: Option<u64>,
+    /// What the user calls it.
+    pub label: String,
+    /// Overwrite what is there.
+    pub force: bool,
+    /// Owner of the root directory.
+    pub uid: u32,
+    /// Group of the root directory.
+    pub gid: u32,
+}
+
+/// What was made.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct FormatReport {
+    /// Identity of the volume.
+    pub volume: String,
+    /// Paths of the replicas.
+    pub replicas: Vec<String>,
+    /// Bytes of the volume, metadata included.
+    pub size_bytes: u64,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// How to open a volume.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// For reading only.
+    pub read_only: bool,
+    /// Although replicas that were in sync are missing.
+    pub degraded: bool,
+    /// Although this host has seen a newer state of the volume on a replica that is missing now.
+    pub accept_stale: bool,
+    /// Longest wait for one call; a replica gets 40 % of it for one request.
+    pub deadline: Duration,
+    /// Store behaviour beside `read_only`.
+    pub store: StoreOptions,
+}
+
+impl Default for OpenOptions {
+    fn default() -> OpenOptions {
+        OpenOptions {
+            read_only: false,
+            degraded: false,
+            accept_stale: false,
+            deadline: Duration::from_secs(5),
+            store: StoreOptions::default(),
+        }
+    }
+}
+
+/// An open volume.
+pub struct Volume {
+    /// Items and data.
+    pub store: Arc<Store>,
+    /// The replicas.
+    pub mirror: Arc<Mirror>,
+    /// Identity.
+    pub label: Label,
+    /// What opening did.
+    pub report: Report,
+    /// Replicas that were named but could not be opened: path and why.
+    pub absent: Vec<(String, String)>,
+    options: OpenOptions,
+    opened: Instant,
+    engine: Mutex<Option<Engine>>,
+}
+
+fn refused<T>(text: String) -> Result<T, StoreError> {
+    Err(StoreError::Refused(text))
+}
+
+/// Make a volume on `paths`.
+pub fn format(paths: &[PathBuf], options: &FormatOptions) -> Result<FormatReport, StoreError> {
+    if !(REPLICAS_MIN..=REPLICAS_MAX).contains(&paths.len()) {
+        return refused(format!("a volume has {REPLICAS_MIN} to {REPLICAS_MAX} replicas, {} given", paths.len()));
+    }
+    if options.label.len() > crate::format::label::VOLUME_LABEL_MAX {
+        return refused("a label has at most 64 bytes".into());
+    }
+    let found = paths
+        .iter()
+        .map(|path| file::inspect(path).map_err(|error| StoreError::Refused(error.to_string())))
+        .collect::<Result<Vec<Inspection>, _>>()?;
+    for (i, one) in found.iter().enumerate() {
+        if found[..i].iter().any(|other| other.path == one.path) {
+            return refused(format!("{}: given twice; a replica of itself protects nothing", one.path.display()));
+        }
+        check_overwrite(one, options.force)?;
+    }
+    let size_bytes = size_of(&found, options)?;
+    let blocks = size_bytes / BLOCK as u64;
+    let log_blocks = (blocks / 32).clamp(64, 8192) as u32;
+    let geometry = Geometry::new(blocks, crate::format::geometry::ZONE_BLOCKS_MAX, log_blocks)?;
+    let mut backings: Vec<(String, Arc<dyn Backing>)> = Vec::new();
+    for one in &found {
+        let length = if one.kind == BackingKind::Directory { 0 } else { blocks };
+        let create = CreateOptions { blocks: length, replace: options.force };
+        let backing = file::open(&one.path, Mode::Write, Some(create))
+            .map_err(|error| StoreError::Refused(error.to_string()))?;
+        backings.push((one.path.display().to_string(), backing));
+    }
+    let world: Arc<dyn World> = Arc::new(Machine);
+    let grows = found.iter().any(|one| one.kind == BackingKind::Directory);
+    let root_items = Filesystem::root_items(world.now(), options.uid, options.gid);
+    let make = CreateStore { geometry, name: options.label.clone(), grows, root_items, deadline: EXAMINE_WAIT };
+    let kept: Vec<Arc<dyn Backing>> = backings.iter().map(|(_, b)| b.clone()).collect();
+    let labels = create(backings, make, world);
+    close_all(&kept);
+    let labels = labels.map_err(|error| match error {
+        StoreError::NoSpace => StoreError::Refused("not enough room on a replica's filesystem for the volume".into()),
+        other => other,
+    })?;
+    Ok(FormatReport {
+        volume: labels[0].volume.to_string(),
+        replicas: found.iter().map(|one| one.path.display().to_string()).collect(),
+        size_bytes,
+        warnings: same_device(&found),
+    })
+}
+
+fn check_overwrite(found: &Inspection, force: bool) -> Result<(), StoreError> {
+    if force {
+        return Ok(());
+    }
+    let path = found.path.display();
+    if let Some(label) = &found.label {
+        return refused(format!("{path}: is a replica of volume {}; --force makes a new one over it", label.volume));
+    }
+    match &found.foreign {
+        Some(what) => refused(format!("{path}: {what}; --force overwrites it")),
+        None => Ok(()),
+    }
+}
+
+fn size_of(found: &[Inspection], options: &FormatOptions) -> Result<u64, StoreError> {
+    let room = |one: &Inspection| match one.kind {
+        BackingKind::Directory => one.free_bytes + one.size_bytes,
+        BackingKind::File if options.size_bytes.is_some() => one.free_bytes + one.size_bytes,
+        _ => one.size_bytes,
+    };
+    let smallest = found.iter().min_by_key(|one| room(one)).expect("at least two");
+    // A little stays for the filesystem below.
+    let most = match smallest.kind {
+        BackingKind::Directory => room(smallest) / 100 * 99,
+        _ => room(smallest),
+    };
+    let size = options.size_bytes.unwrap_or(most);
+    let path = smallest.path.display();
+    if size < SIZE_MIN {
+        return refused(format!("{path}: {} MiB are too small; a volume has at least 16 MiB", size >> 20));
+    }
+    if size > most && !options.force {
+        return refused(format!("{path}: no space for {} MiB, only {} MiB are free there", size >> 20, most >> 20));
+    }
+    Ok(size / BLOCK as u64 * BLOCK as u64)
+}
+
+fn same_device(found: &[Inspection]) -> Vec<String> {
+    let mut out = Vec::new();
+    for (i, one) in found.iter().enumerate() {
+        if let Some(other) = found[..i].iter().find(|other| other.device == one.device) {
+            out.push(format!(
+                "{} and {} lie on the same device: its death takes both replicas",
+                other.path.display(),
+                one.path.display()
+            ));
+        }
+    }
+    out
+}
+
+fn close_all(backings: &[Arc<dyn Backing>]) {
+    backings.iter().for_each(|b| b.close());
+    let until = Instant::now() + Duration::from_secs(5);
+    while backings.iter().any(|b| !b.is_closed()) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Open what is there of `paths`: (replicas, those that are not there with the reason).
+#[allow(clippy::type_complexity)]
+pub fn open_paths(paths: &[PathBuf], mode: Mode) -> Result<(Vec<Present>, Vec<(String, String)>), StoreError> {
+    let mut present: Vec<Present> = Vec::new();
+    let mut absent = Vec::new();
+    let mut seen: Vec<PathBuf> = Vec::new();
+    for path in paths {
+        let full = path.canonicalize().unwrap_or_else(|_| path.clone());
+        if seen.contains(&full) {
+            return refused(format!("{}: given twice", path.display()));
+        }
+        seen.push(full.clone());
+        match file::open(&full, mode, None) {
+            Ok(backing) => match recover::examine(&*backing, EXAMINE_WAIT) {
+                Ok(found) => present.push(Present { path: full.display().to_string(), backing, found }),
+                Err(why) => {
+                    close_all(&[backing]);
+                    absent.push((full.display().to_string(), why));
+                }
+            },
+            Err(error @ (file::OpenError::Busy(_) | file::OpenError::Permission(_))) => {
+                present.iter().for_each(|p| p.backing.close());
+                return refused(error.to_string());
+            }
+            Err(error) => absent.push((full.display().to_string(), error.to_string())),
+        }
+    }
+    Ok((present, absent))
+}
+
+impl Volume {
+    /// Open the volume on `paths`, recover, and leave it ready; [`Volume::start`] starts its threads.
+    pub fn open(paths: &[PathBuf], options: &OpenOptions) -> Result<Volume, StoreError> {
+        let mode = if options.read_only { Mode::ReadOnly } else { Mode::Write };
+        let (present, absent) = open_paths(paths, mode)?;
+        let backings: Vec<Arc<dyn Backing>> = present.iter().map(|p| p.backing.clone()).collect();
+        let opened = Volume::recover(present, absent, options);
+        if opened.is_err() {
+            close_all(&backings);
+        }
+        opened
+    }
+
+    fn recover(
+        present: Vec<Present>,
+        absent: Vec<(String, String)>,
+        options: &OpenOptions,
+    ) -> Result<Volume, StoreError> {
+        let why = absent.iter().map(|(path, why)| sentence(path, why)).collect::<Vec<_>>().join("; ");
+        if present.is_empty() {
+            return refused(if why.is_empty() { "no replica was given".into() } else { why });
+        }
+        let choice = recover::choose(&present)?;
+        if !options.accept_stale {
+            witness::check(&choice.root)?;
+        }
+        let label = present[0].found.label.clone();
+        let paths = present.iter().map(|p| p.path.clone()).collect::<Vec<_>>();
+        let store = OpenStore {
+            degraded: options.degraded,
+            deadline: options.deadline.mul_f64(0.4),
+            store: StoreOptions { read_only: options.read_only, ..options.store.clone() },
+            on_shrink: Some(Box::new(move |root| witness::write(root, &paths))),
+        };
+        let opened = recover::open(present, store, Arc::new(Machine));
+        let (store, report) = opened.map_err(|error| match error {
+            StoreError::Refused(text) if !why.is_empty() => StoreError::Refused(format!("{why}; {text}")),
+            other => other,
+        })?;
+        for (path, why) in &report.behind {
+            log::warn!("replica {path} is not in sync ({why}): stablefs replace brings it back");
+        }
+        let mirror = store.mirror().clone();
+        let volume = Volume {
+            store: Arc::new(store),
+            mirror,
+            label,
+            report,
+            absent,
+            options: options.clone(),
+            opened: Instant::now(),
+            engine: Mutex::new(None),
+        };
+        if !options.read_only && volume.report.missing == 0 && volume.report.behind.is_empty() {
+            witness::clear(&volume.label);
+        }
+        Ok(volume)
+    }
+
+    /// Start the store's threads.
+    pub fn start(&self) -> Result<(), StoreError> {
+        let mut engine = self.engine.lock();
+        if engine.is_none() && !self.options.read_only {
+            *engine = Some(Engine::start(&self.store, COMMIT_INTERVAL)?);
+        }
+        Ok(())
+    }
+
+    /// Options in force.
+    pub fn options(&self) -> &OpenOptions {
+        &self.options
+    }
+
+    /// When it was opened.
+    pub fn opened(&self) -> Instant {
+        self.opened
+    }
+
+    /// Final commit, clean root, release. Returns the paths of replicas whose I/O still hangs.
+    pub fn close(self) -> Result<Vec<String>, StoreError> {
+        if let Some(engine) = self.engine.lock().take() {
+            engine.stop();
+        }
+        let result = if self.options.read_only { Ok(()) } else { self.store.commit(Force::Clean) };
+        let hanging = self.mirror.close(self.options.deadline);
+        result.map(|()| hanging)
+    }
+}
+
+fn sentence(path: &str, why: &str) -> String {
+    // Errors of opening name the path themselves.
+    if why.starts_with(path) { why.to_owned() } else { format!("{path}: {why}") }
+}
+
+/// The path of `path` made absolute, for messages and for `replace`.
+pub fn absolute(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
+}
+
+/// Whether an error means that nothing more can be made durable.
+pub fn is_fatal(error: &StoreError) -> bool {
+    matches!(error, StoreError::Failed(_)) || matches!(error, StoreError::Lost(DiskError::NoReplica(_)))
+}

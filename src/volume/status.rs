@@ -1,0 +1,180 @@
+//! What a volume is like now, in words and numbers; never touches a backing.
+//!
+//! *Guarantees*: answers from memory, also while a backing hangs. *Assumes*: nothing. *Fails when*: never.
+//! *Order*: none. *Not here*: rendering (`cli`).
+
+use super::Volume;
+use crate::disk::ReplicaState;
+use crate::disk::backing::BackingKind;
+use serde::{Deserialize, Serialize};
+
+/// State of a volume.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Identity.
+    pub volume: String,
+    /// What the user calls it.
+    pub label: String,
+    /// `healthy`, `degraded`, `damaged` or `failed`.
+    pub state: String,
+    /// What that means, one sentence.
+    pub meaning: String,
+    /// The next command to type, if there is something to do.
+    pub action: Option<String>,
+    /// Replicas.
+    pub replicas: Vec<ReplicaStatus>,
+    /// Newest durable root.
+    pub root_version: u64,
+    /// Its transaction group.
+    pub group: u64,
+    /// When it was written, ns since 1970.
+    pub root_time_ns: u64,
+    /// Mounts for writing so far.
+    pub mount_count: u64,
+    /// Bytes of the volume.
+    pub size_bytes: u64,
+    /// Bytes in use (metadata, reserve and what waits for reuse included).
+    pub used_bytes: u64,
+    /// Bytes free for new data.
+    pub free_bytes: u64,
+    /// Inodes in use.
+    pub inodes: u64,
+    /// Mounted for reading only.
+    pub read_only: bool,
+    /// Longest wait of one call, milliseconds.
+    pub deadline_ms: u64,
+    /// Seconds since it was opened.
+    pub open_s: u64,
+    /// Log records replayed at opening.
+    pub replayed: u64,
+}
+
+/// State of a replica.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReplicaStatus {
+    /// Slot, 0 to 3.
+    pub slot: usize,
+    /// Identity.
+    pub replica: String,
+    /// Path.
+    pub path: String,
+    /// `in sync`, `out`, `missing` or `returning`.
+    pub state: String,
+    /// `directory`, `file` or `device`.
+    pub kind: Option<String>,
+    /// Whether I/O goes past the page cache.
+    pub direct_io: bool,
+    /// In this state since, ns since 1970.
+    pub since_ns: u64,
+    /// Why it is not in sync.
+    pub cause: String,
+    /// Requests that it has not answered.
+    pub in_flight: usize,
+    /// Bytes free in the filesystem that holds it.
+    pub bytes_free_below: Option<u64>,
+    /// Blocks that could not be read.
+    pub unreadable: u64,
+    /// Blocks whose checksum was wrong.
+    pub checksum: u64,
+    /// Blocks healed.
+    pub healed: u64,
+    /// Repairs that failed.
+    pub heal_failed: u64,
+    /// Writes that failed.
+    pub write_failed: u64,
+    /// Flushes that failed.
+    pub flush_failed: u64,
+    /// Deadlines missed.
+    pub deadline_missed: u64,
+}
+
+impl Volume {
+    /// State of the volume, from memory.
+    pub fn status(&self) -> Status {
+        let replicas: Vec<ReplicaStatus> = self.mirror.health().into_iter().map(replica).collect();
+        let root = self.store.durable_root();
+        let space = self.store.space();
+        let block = crate::format::BLOCK as u64;
+        let (state, meaning, action) = self.judge(&replicas);
+        Status {
+            volume: self.label.volume.to_string(),
+            label: self.label.name.clone(),
+            state,
+            meaning,
+            action,
+            replicas,
+            root_version: root.version,
+            group: root.txg,
+            root_time_ns: root.time_ns,
+            mount_count: root.mount_count,
+            size_bytes: space.blocks * block,
+            used_bytes: space.used * block,
+            free_bytes: space.free * block,
+            inodes: space.inodes,
+            read_only: self.options.read_only,
+            deadline_ms: self.options.deadline.as_millis() as u64,
+            open_s: self.opened.elapsed().as_secs(),
+            replayed: self.report.replayed,
+        }
+    }
+
+    fn judge(&self, replicas: &[ReplicaStatus]) -> (String, String, Option<String>) {
+        let is = |r: &&ReplicaStatus, state: ReplicaState| r.state == state.name();
+        let in_sync = replicas.iter().filter(|r| is(r, ReplicaState::InSync)).count();
+        if let Err(error) = self.store.check_alive() {
+            let action = "unmount, look at the replicas and their disks, mount again".to_owned();
+            return ("failed".into(), format!("{error}; what was acknowledged before is safe"), Some(action));
+        }
+        if let Some(hurt) = replicas.iter().find(|r| !is(r, ReplicaState::InSync)) {
+            let left = match in_sync {
+                1 => "every block is held once: the death of the other replica would lose data".to_owned(),
+                n => format!("every block is held on {n} replicas"),
+            };
+            let meaning = format!("replica {} is {} ({}); work goes on, {left}", hurt.path, hurt.state, hurt.cause);
+            let action = match is(&hurt, ReplicaState::Returning) {
+                true => "wait until the resync is done".to_owned(),
+                false => format!("stablefs replace MOUNTPOINT {} NEW  (NEW may be the same place, emptied)", name_of(hurt)),
+            };
+            return ("degraded".into(), meaning, Some(action));
+        }
+        let healed: u64 = replicas.iter().map(|r| r.healed).sum();
+        let unhealed: u64 = replicas.iter().map(|r| r.heal_failed).sum();
+        if unhealed > 0 {
+            let meaning = format!("{unhealed} damaged blocks could not be healed");
+            return ("damaged".into(), meaning, Some("stablefs scrub MOUNTPOINT".into()));
+        }
+        if healed > 0 {
+            let meaning = format!("all replicas are in sync; {healed} damaged blocks were found and healed since the mount");
+            return ("healthy".into(), meaning, Some("stablefs scrub MOUNTPOINT  (looks for more)".into()));
+        }
+        ("healthy".into(), "all replicas are in sync, no damage was met since the mount".into(), None)
+    }
+}
+
+/// The path if it is known, else the slot: both name a replica in commands.
+fn name_of(replica: &ReplicaStatus) -> String {
+    if replica.path.starts_with('/') { replica.path.clone() } else { replica.slot.to_string() }
+}
+
+fn replica(health: crate::disk::ReplicaHealth) -> ReplicaStatus {
+    let counters = health.counters;
+    ReplicaStatus {
+        slot: health.slot,
+        replica: health.name.uuid.to_string(),
+        path: health.name.path,
+        state: health.state.name().to_owned(),
+        kind: health.kind.map(|kind: BackingKind| kind.name().to_owned()),
+        direct_io: health.direct,
+        since_ns: health.since_ns,
+        cause: health.cause,
+        in_flight: health.in_flight,
+        bytes_free_below: health.bytes_free_below,
+        unreadable: counters.unreadable,
+        checksum: counters.checksum,
+        healed: counters.healed,
+        heal_failed: counters.heal_failed,
+        write_failed: counters.write_failed,
+        flush_failed: counters.flush_failed,
+        deadline_missed: counters.deadline_missed,
+    }
+}
