@@ -161,13 +161,10 @@ impl Mirror {
                 return result;
             }
             let in_sync = self.state(lane.slot) == ReplicaState::InSync;
-            if !in_sync || self.twin_answers(lane.slot) {
-                if self.miss(lane.slot, what) == Leaving::Out {
-                    return Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        format!("no answer within {:?}", self.deadline),
-                    ));
-                }
+            let may_leave = !in_sync || self.twin_answers(lane.slot);
+            if may_leave && self.miss(lane.slot, what) == Leaving::Out {
+                let text = format!("no answer within {:?}", self.deadline);
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
             }
             if ticket.is_frozen() {
                 std::thread::sleep(POLL);

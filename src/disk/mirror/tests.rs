@@ -554,16 +554,20 @@ fn a_missing_replica_leaves_its_slot_empty() {
 }
 
 #[test]
-fn concurrent_readers_of_one_damaged_block_repair_it_once() {
+fn concurrent_readers_of_damaged_blocks_repair_each_once() {
     let rig = rig(2);
-    let sums = rig.put(AT, 8, 1);
-    rig.disks[0].rot(AT + 3, 1);
+    let sums = rig.put(AT, 1000, 1);
+    (0..1000).for_each(|i| rig.disks[0].rot(AT + i, 1));
+    let start = std::sync::Barrier::new(4);
     std::thread::scope(|scope| {
-        for _ in 0..8 {
-            scope.spawn(|| rig.read(AT, &sums, 1));
+        for _ in 0..4 {
+            scope.spawn(|| {
+                start.wait();
+                assert_eq!(rig.mirror.prove(0, AT, &sums, true).len(), 1000);
+            });
         }
     });
-    assert_eq!((rig.counters(0).omissions(), rig.counters(0).healed), (1, 1));
+    assert_eq!((rig.counters(0).omissions(), rig.counters(0).healed), (1000, 1000));
 }
 
 #[test]

@@ -226,8 +226,7 @@ impl Medium {
         if lost {
             return Ok(Done::Nothing);
         }
-        let mut at = addr;
-        for bytes in data.iter().flat_map(|slice| slice.chunks_exact(BLOCK)) {
+        for (at, bytes) in (addr..).zip(data.iter().flat_map(|slice| slice.chunks_exact(BLOCK))) {
             let mut block: Arc<Block> = Arc::new(bytes.try_into().expect("chunks are blocks"));
             let target = if misdirect { self.elsewhere(at) % self.blocks } else { at };
             if tear {
@@ -238,7 +237,6 @@ impl Medium {
             if !self.faults.stuck.contains(&target) {
                 self.stage(target, block);
             }
-            at += 1;
         }
         Ok(Done::Nothing)
     }
