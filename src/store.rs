@@ -562,3 +562,6 @@ impl Store {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,263 @@
+//! The store on simulated disks: what was acknowledged survives, and nothing else is promised.
+
+use super::commit::Force;
+use super::create::{CreateStore, create};
+use super::recover::{OpenStore, Present, Report, examine, open};
+use super::*;
+use crate::disk::backing::Backing;
+use crate::disk::sim::{CrashPlan, Random, SimDisk, World as Power};
+use crate::format::{Geometry, ItemKind};
+use crate::world::Seeded;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const BLOCKS: u64 = 4096;
+
+pub(crate) struct Rig {
+    pub power: Power,
+    pub disks: Vec<Arc<SimDisk>>,
+    pub seed: u64,
+}
+
+fn small() -> StoreOptions {
+    StoreOptions { pages_max: 256, pages_start: 64, cache_nodes: 256, ..StoreOptions::default() }
+}
+
+impl Rig {
+    /// Two disks with a fresh volume.
+    pub fn new(seed: u64, replicas: usize) -> Rig {
+        let power = Power::new(seed);
+        let disks: Vec<Arc<SimDisk>> = (0..replicas).map(|_| power.disk(BLOCKS)).collect();
+        let rig = Rig { power, disks, seed };
+        let make = CreateStore {
+            geometry: Geometry::new(BLOCKS, 512, 64).unwrap(),
+            name: "test".into(),
+            grows: true,
+            root_items: vec![(Key::inode(1), vec![1; 128])],
+            deadline: Duration::from_secs(1),
+        };
+        create(rig.backings(), make, Arc::new(Seeded::new(seed))).unwrap();
+        rig
+    }
+
+    pub fn backings(&self) -> Vec<(String, Arc<dyn Backing>)> {
+        self.disks.iter().enumerate().map(|(i, d)| (format!("/disk/{i}"), d.reopen() as Arc<dyn Backing>)).collect()
+    }
+
+    pub fn open(&self, degraded: bool) -> Result<(Store, Report), StoreError> {
+        let mut present = Vec::new();
+        for (path, backing) in self.backings() {
+            if let Ok(found) = examine(&*backing, Duration::from_secs(1)) {
+                present.push(Present { path, backing, found });
+            }
+        }
+        let options = OpenStore { degraded, deadline: Duration::from_secs(1), store: small(), on_shrink: None };
+        open(present, options, Arc::new(Seeded::new(self.seed + 1)))
+    }
+
+    pub fn crash(&mut self, plan: CrashPlan) {
+        self.power.cut_at(None);
+        self.disks = self.power.revive(plan);
+    }
+}
+
+fn page(byte: u8) -> Slice {
+    let mut buf = crate::disk::buffer::Buf::zeroed(4096);
+    buf.fill(byte);
+    Slice::whole(buf)
+}
+
+fn put(store: &Store, key: Key, value: &[u8]) -> Result<(), StoreError> {
+    let mut t = store.begin(Need { items: 1, ..Need::default() })?;
+    t.put(key, value.to_vec());
+    t.commit();
+    Ok(())
+}
+
+fn write(store: &Store, ino: u64, block: u64, count: u64, byte: u8) -> Result<(), StoreError> {
+    let mut t = store.begin(Need { items: 1, data_blocks: count, ..Need::default() })?;
+    t.write_pages(ino, (block..block + count).map(|b| (b, page(byte))).collect(), u64::MAX);
+    t.commit();
+    Ok(())
+}
+
+fn byte_at(store: &Store, ino: u64, block: u64) -> u8 {
+    let mut out = [0; 4096];
+    store.read_file(ino, block * 4096, &mut out).unwrap();
+    assert!(out.iter().all(|b| *b == out[0]), "a block holds one byte value only");
+    out[0]
+}
+
+#[test]
+fn items_and_data_survive_a_clean_close() {
+    let mut rig = Rig::new(1, 2);
+    let (store, _) = rig.open(false).unwrap();
+    for i in 0..300 {
+        put(&store, Key::new(20 + i, ItemKind::Xattr, 0), &[i as u8; 50]).unwrap();
+    }
+    write(&store, 20, 0, 200, 7).unwrap();
+    assert_eq!(byte_at(&store, 20, 199), 7, "from memory");
+    store.commit(Force::IfChanged).unwrap();
+    assert_eq!(byte_at(&store, 20, 199), 7, "from disk");
+    assert_eq!(store.file_blocks(20).unwrap(), 200);
+    store.commit(Force::Clean).unwrap();
+    drop(store);
+    rig.crash(CrashPlan::DropAll);
+    let (store, report) = rig.open(false).unwrap();
+    assert_eq!(report.replayed, 0);
+    assert_eq!(byte_at(&store, 20, 0), 7);
+    let all = store.scan(Key::new(20, ItemKind::Inode, 0), Key::new(400, ItemKind::Inode, 0), 1000).unwrap();
+    assert_eq!(all.iter().filter(|(k, _)| k.kind == ItemKind::Xattr).count(), 300);
+}
+
+#[test]
+fn fsync_survives_the_loss_of_everything_unflushed() {
+    let mut rig = Rig::new(2, 2);
+    let (store, _) = rig.open(false).unwrap();
+    write(&store, 30, 0, 3, 1).unwrap();
+    write(&store, 31, 0, 100, 2).unwrap();
+    put(&store, Key::new(40, ItemKind::Xattr, 0), b"unrelated metadata").unwrap();
+    store.fsync_wait(30).unwrap();
+    store.fsync_wait(31).unwrap();
+    write(&store, 30, 1, 1, 9).unwrap();
+    drop(store);
+    rig.crash(CrashPlan::DropAll);
+    let (store, report) = rig.open(false).unwrap();
+    assert_eq!(report.replayed, 2);
+    assert_eq!((byte_at(&store, 30, 0), byte_at(&store, 30, 1), byte_at(&store, 31, 99)), (1, 1, 2));
+    assert!(store.get(Key::new(40, ItemKind::Xattr, 0)).unwrap().is_some(), "all metadata goes with any fsync");
+}
+
+#[test]
+fn a_full_volume_can_be_emptied_and_filled_again() {
+    let rig = Rig::new(3, 2);
+    let (store, _) = rig.open(false).unwrap();
+    let mut sizes = Vec::new();
+    for round in 0..4_u64 {
+        let ino = 50 + round;
+        let mut blocks = 0;
+        loop {
+            match write(&store, ino, blocks, 16, round as u8 + 1) {
+                Ok(()) => blocks += 16,
+                Err(StoreError::NoSpace) => break,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        sizes.push(blocks);
+        assert_eq!(byte_at(&store, ino, blocks - 1), round as u8 + 1);
+        let need = Need { items: 1, may_use_reserve: true, ..Need::default() };
+        let mut t = store.begin(need).unwrap();
+        t.punch(ino, 0, u64::MAX);
+        t.commit();
+    }
+    assert!(sizes.iter().all(|s| *s + 200 > sizes[0] && *s > 2000), "space came back each time: {sizes:?}");
+    store.commit(Force::Clean).unwrap();
+}
+
+#[test]
+fn a_replica_that_fails_is_named_out_before_the_next_acknowledgement() {
+    let mut rig = Rig::new(4, 2);
+    let (store, _) = rig.open(false).unwrap();
+    rig.disks[1].faults(|f| f.fail_flushes = crate::disk::sim::Fault::Always);
+    write(&store, 30, 0, 1, 5).unwrap();
+    store.fsync_wait(30).unwrap();
+    drop(store);
+    rig.disks[1].faults(|f| f.fail_flushes = crate::disk::sim::Fault::Never);
+    rig.crash(CrashPlan::DropAll);
+    let (store, report) = rig.open(false).unwrap();
+    assert_eq!(report.behind.len(), 1, "{report:?}");
+    assert_eq!(byte_at(&store, 30, 0), 5);
+    drop(store);
+    // The one that was left behind, alone: refused without `degraded`, a fork with it.
+    rig.disks.remove(0);
+    assert!(matches!(rig.open(false), Err(StoreError::Refused(_))));
+}
+
+/// One random history: writes, punches, items, fsyncs, commits; power cut at I/O `cut`. Returns the I/Os it took.
+fn history(seed: u64, cut: Option<u64>, plan: CrashPlan) -> u64 {
+    let mut rig = Rig::new(seed, 2);
+    let before = rig.power.io_count();
+    rig.power.cut_at(cut.map(|c| before + c));
+    let mut random = Random::new(seed);
+    // What may be there: state after each acknowledged barrier on, as (items, files).
+    type State = (BTreeMap<u64, u8>, BTreeMap<(u64, u64), u8>);
+    let mut now: State = Default::default();
+    let mut states: Vec<State> = vec![now.clone()];
+    let mut durable = 0;
+    if let Ok((store, _)) = rig.open(false) {
+        for _ in 0..60 {
+            let ino = 20 + random.below(4);
+            let block = random.below(40);
+            let byte = random.range(1, 255) as u8;
+            let result = match random.below(10) {
+                0..4 => write(&store, ino, block, 1 + random.below(1), byte).map(|()| {
+                    now.1.insert((ino, block), byte);
+                }),
+                4 => {
+                    let end = block + random.range(1, 20);
+                    store.begin(Need { items: 1, may_use_reserve: true, ..Need::default() }).map(|mut t| {
+                        t.punch(ino, block, end);
+                        t.commit();
+                        now.1.retain(|(i, b), _| *i != ino || *b < block || *b >= end);
+                    })
+                }
+                5..8 => put(&store, Key::new(100 + block, ItemKind::Xattr, 0), &[byte; 40]).map(|()| {
+                    now.0.insert(block, byte);
+                }),
+                8 => {
+                    states.push(now.clone());
+                    // All files, so that the whole state is a barrier.
+                    let answers: Vec<_> = (20..24).map(|i| store.fsync_wait(i)).collect();
+                    let all: Result<Vec<()>, _> = answers.into_iter().collect();
+                    all.map(|_| durable = states.len() - 1)
+                }
+                _ => {
+                    states.push(now.clone());
+                    store.commit(Force::IfChanged).map(|()| durable = states.len() - 1)
+                }
+            };
+            if result.is_err() {
+                break;
+            }
+            if matches!(states.last(), Some(last) if *last != now) {
+                states.push(now.clone());
+            }
+        }
+    }
+    let took = rig.power.io_count() - before;
+    rig.crash(plan);
+    let (store, _) = rig.open(false).unwrap_or_else(|e| panic!("seed {seed} cut {cut:?}: {e}"));
+    // Items: exactly one of the states from the durable one on. Data: each block from one of those states.
+    let found: BTreeMap<u64, u8> = store
+        .scan(Key::new(100, ItemKind::Xattr, 0), Key::new(200, ItemKind::Inode, 0), 1000)
+        .unwrap()
+        .into_iter()
+        .map(|(k, v)| (k.ino - 100, v[0]))
+        .collect();
+    assert!(
+        states[durable..].iter().any(|s| s.0 == found),
+        "seed {seed} cut {cut:?}: items {found:?} are no state after {durable}"
+    );
+    for ino in 20..24 {
+        for block in 0..60 {
+            let byte = byte_at(&store, ino, block);
+            let allowed = |s: &State| s.1.get(&(ino, block)).copied().unwrap_or(0) == byte;
+            assert!(states[durable..].iter().any(allowed), "seed {seed} cut {cut:?}: block {block} of {ino} is {byte}");
+        }
+    }
+    // Space is exact: everything can be deleted, and then nearly all of the volume is free again.
+    store.commit(Force::Clean).unwrap();
+    took
+}
+
+#[test]
+fn power_cut_at_every_write() {
+    for seed in 0..6 {
+        let total = history(seed, None, CrashPlan::KeepAll);
+        for cut in 1..=total {
+            for plan in [CrashPlan::DropAll, CrashPlan::Random] {
+                history(seed, Some(cut), plan);
+            }
+        }
+    }
+}
