@@ -32,7 +32,7 @@ pub use error::StoreError;
 use crate::disk::Mirror;
 use crate::disk::buffer::Slice;
 use crate::format::node::{self, Node};
-use crate::format::{BlockPtr, Key, Label, Txg, Uuid, VolumeSeed};
+use crate::format::{BlockPtr, Key, Label, Uuid, VolumeSeed};
 use crate::world::World;
 use delta::{Committed, Group, Segment, View};
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -112,7 +112,7 @@ pub struct Store {
     mirror: Arc<Mirror>,
     seed: VolumeSeed,
     space: Space,
-    cache: Cache<(u64, Txg), Arc<CachedNode>>,
+    cache: Cache<BlockPtr, Arc<CachedNode>>,
     options: StoreOptions,
     gate: RwLock<()>,
     view: RwLock<Arc<View>>,
@@ -228,7 +228,10 @@ impl Store {
     pub fn space(&self) -> SpaceInfo {
         let blocks = self.space.total();
         let taken = self.taken(self.reserve_blocks());
-        let free = self.space.free().saturating_sub(taken);
+        // A container cannot grow beyond what is free below the fullest replica.
+        let below = self.mirror.health().iter().filter_map(|h| h.bytes_free_below).min();
+        let below = below.filter(|_| self.label.grows).map_or(u64::MAX, |bytes| bytes / crate::format::BLOCK as u64);
+        let free = self.space.free().min(self.space.free_backed().saturating_add(below)).saturating_sub(taken);
         SpaceInfo { blocks, free, used: blocks - free.min(blocks), inodes: self.inodes.load(Ordering::Relaxed) }
     }
 
@@ -357,7 +360,7 @@ impl Store {
     /// Remember that a block of metadata was written, so that reading it costs nothing.
     pub(crate) fn remember(&self, ptr: &BlockPtr, block: Vec<u8>, level: u8) {
         if let Ok(node) = node::decode(&block, self.label.volume, ptr, level) {
-            self.cache.insert((ptr.addr, ptr.birth), Arc::new(CachedNode { block, node }));
+            self.cache.insert(*ptr, Arc::new(CachedNode { block, node }));
         }
     }
 }
@@ -367,7 +370,7 @@ impl NodeStore for Store {
         self.label.volume
     }
     fn read_node(&self, level: u8, ptr: &BlockPtr) -> Result<Arc<CachedNode>, StoreError> {
-        if let Some(found) = self.cache.get(&(ptr.addr, ptr.birth)) {
+        if let Some(found) = self.cache.get(ptr) {
             let is_leaf = matches!(found.node, Node::Leaf(_));
             if is_leaf == (level == 0) {
                 return Ok(found);
@@ -381,7 +384,7 @@ impl NodeStore for Store {
         let node = node::decode(&block, self.label.volume, ptr, level)
             .map_err(|corrupt| StoreError::Corrupt { addr: ptr.addr, corrupt })?;
         let found = Arc::new(CachedNode { block, node });
-        self.cache.insert((ptr.addr, ptr.birth), found.clone());
+        self.cache.insert(*ptr, found.clone());
         Ok(found)
     }
 }

@@ -39,6 +39,9 @@ const WRITES_MAX: usize = 1024;
 /// Runs of a dead list that are kept in memory; longer ones are read again.
 const RUNS_KEPT: usize = 65_536;
 
+/// Dead blocks for which an idle volume makes no commit.
+const DEAD_LEFT: u64 = 64;
+
 /// Which commits may be skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Force {
@@ -179,9 +182,11 @@ impl Store {
         let view = self.view();
         let idle = view.current.is_empty();
         let waiting = !view.committed.root.dead.is_empty() || !state.orphans.is_empty();
+        // Freed space comes back also when nothing else changes; the lists' own blocks are not worth a commit.
+        let dead: u64 = view.committed.root.dead.iter().map(|head| head.blocks).sum();
         drop(view);
         let skip = match force {
-            Force::IfChanged => idle,
+            Force::IfChanged => idle && dead <= DEAD_LEFT,
             Force::Reclaim => idle && !waiting,
             Force::Always | Force::Clean => false,
         };
