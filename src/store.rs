@@ -13,6 +13,7 @@
 //!
 //! A read asks: open group, closing group, committed tree. All three are pinned by the [`View`] that it holds.
 
+pub mod check;
 pub mod commit;
 pub mod convert;
 pub mod create;
