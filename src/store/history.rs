@@ -40,7 +40,7 @@ impl Store {
             root.time_ns = self.world.now_ns().max(0) as u64;
             self.name_members(&mut root, state, members.in_sync);
             if let Some(hook) = &state.on_shrink
-                && root.chain.len() != state.root.chain.len()
+                && root.epoch().id != state.root.epoch().id
             {
                 hook(&root);
             }
