@@ -4,6 +4,8 @@ pub mod format;
 pub mod cli;
 pub mod control;
 pub mod disk;
+pub mod error;
+pub mod fs;
 pub mod mount;
 pub mod store;
 pub mod world;

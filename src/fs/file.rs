@@ -1,0 +1,267 @@
+//! Bytes of files: open, read, write, seek, copy.
+//!
+//! *Guarantees*: reads and writes of one inode exclude each other, so a read never sees half of a write of up to
+//! 1 MiB. A hole is reported only where no data can be, also not in dirty pages that the kernel still holds
+//! (trap 7). *Assumes*: the kernel gives the offset of `O_APPEND` writes.
+//! *Fails when*: [`FsError::FileTooLarge`], [`FsError::IsDirectory`], [`FsError::NoSuchOffset`], no room: a write
+//! of more than 1 MiB may then be cut short.
+//! *Order*: the inode shared for reading, exclusively for writing; pages are merged with what is there before the
+//! transaction begins (trap 9). *Not here*: where the bytes go (`store`).
+
+use super::attributes::{XattrChange, drop_privileges};
+use super::cache::{Entry, State};
+use super::lock::{Held, LockKey, Mode};
+use super::{Filesystem, FsError, PIECE, S_IFLNK, S_IFMT};
+use crate::format::{BLOCK, FILE_SIZE_MAX, Inode, require};
+use crate::store::{Need, StoreError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+/// Most bytes that one call copies.
+const COPY_MAX: u64 = 8 << 20;
+
+/// How bytes come to be written.
+#[derive(Clone, Copy)]
+struct How {
+    kill_privileges: bool,
+    from_cache: bool,
+}
+
+impl Filesystem {
+    /// Open `ino` (also a directory); gives a handle for `release`. `O_TRUNC` cuts a file.
+    pub fn open(&self, ino: u64, flags: i32) -> Result<u64, FsError> {
+        let entry = self.entry(ino)?;
+        let mut state = entry.state.lock();
+        let inode = state.inode.as_ref().ok_or(FsError::Stale)?;
+        if inode.nlink == 0 && state.opens == 0 {
+            return Err(FsError::Stale);
+        }
+        let truncates = flags & libc::O_TRUNC != 0 && inode.is_file();
+        let handle = self.count_open(&entry, &mut state, flags);
+        drop(state);
+        if truncates && let Err(error) = self.truncate(ino) {
+            self.release(ino, handle);
+            return Err(error);
+        }
+        Ok(handle)
+    }
+
+    /// Count a new handle of `entry`.
+    pub(super) fn count_open(&self, entry: &Entry, state: &mut State, flags: i32) -> u64 {
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        state.opens += 1;
+        state.writers += u32::from(writes);
+        entry.pin();
+        self.next_handle.fetch_add(1, Relaxed) << 1 | u64::from(writes)
+    }
+
+    /// Close a handle. The last one of a file without a name ends the file.
+    pub fn release(&self, ino: u64, handle: u64) {
+        let entry = self.cache.entry(ino);
+        let mut state = entry.state.lock();
+        if state.opens == 0 {
+            log::warn!("inode {ino} is released more often than it was opened");
+            return;
+        }
+        state.opens -= 1;
+        state.writers = state.writers.saturating_sub((handle & 1) as u32);
+        if state.writers == 0 {
+            state.mtime_set = false;
+        }
+        let ends = state.opens == 0 && state.inode.as_ref().is_some_and(|inode| inode.nlink == 0);
+        drop(state);
+        entry.unpin();
+        if ends {
+            self.reclaim.push(ino);
+        }
+    }
+
+    /// Target of a symbolic link.
+    pub fn readlink(&self, ino: u64) -> Result<Vec<u8>, FsError> {
+        let (_, inode) = self.load(ino)?;
+        if inode.mode & S_IFMT != S_IFLNK {
+            return Err(FsError::Invalid);
+        }
+        require(inode.size < BLOCK as u64, "inode item", "is a symbolic link of possible length")?;
+        let mut target = vec![0; inode.size as usize];
+        let _held = self.locks.acquire(&[(LockKey::Inode(ino), Mode::Shared)]);
+        self.watch(ino, "reading", self.store.read_file(ino, 0, &mut target).map_err(FsError::from))?;
+        Ok(target)
+    }
+
+    /// Read up to `size` bytes at `offset` into `out` (its old content goes); less only at the end of the file.
+    pub fn read(&self, ino: u64, offset: u64, out: &mut Vec<u8>, size: u32) -> Result<(), FsError> {
+        out.clear();
+        let _held = self.locks.acquire(&[(LockKey::Inode(ino), Mode::Shared)]);
+        let (entry, inode) = self.load_file(ino)?;
+        let length = inode.size.saturating_sub(offset).min(u64::from(size)) as usize;
+        if length > 0 {
+            out.resize(length, 0);
+            let outcome = self.store.read_file(ino, offset, out).map_err(FsError::from);
+            if outcome.is_err() {
+                out.clear();
+            }
+            self.watch(ino, "reading", outcome)?;
+        }
+        self.accessed(&entry);
+        Ok(())
+    }
+
+    /// Attributes of a regular file.
+    pub(super) fn load_file(&self, ino: u64) -> Result<(Arc<Entry>, Inode), FsError> {
+        let (entry, inode) = self.load(ino)?;
+        if inode.is_dir() {
+            return Err(FsError::IsDirectory);
+        }
+        if inode.is_file() { Ok((entry, inode)) } else { Err(FsError::Invalid) }
+    }
+
+    /// Write `data` at `offset`; gives the bytes written. `from_cache`: late pages of the kernel's cache.
+    pub fn write(
+        &self,
+        ino: u64,
+        offset: u64,
+        data: &[u8],
+        kill_privileges: bool,
+        from_cache: bool,
+    ) -> Result<u32, FsError> {
+        let held = self.locks.acquire(&[(LockKey::Inode(ino), Mode::Exclusive)]);
+        let (entry, _) = self.load_file(ino)?;
+        let how = How { kill_privileges, from_cache };
+        let outcome = self.write_held(&held, &entry, offset, data, how);
+        Ok(self.watch(ino, "writing", outcome)? as u32)
+    }
+
+    /// Write in pieces; once something is written, an error only cuts the write short.
+    fn write_held(
+        &self,
+        held: &Held<'_>,
+        entry: &Arc<Entry>,
+        offset: u64,
+        data: &[u8],
+        how: How,
+    ) -> Result<usize, FsError> {
+        if data.is_empty() {
+            return Ok(0);
+        }
+        if offset >= FILE_SIZE_MAX {
+            return Err(FsError::FileTooLarge);
+        }
+        let length = data.len().min(usize::try_from(FILE_SIZE_MAX - offset).unwrap_or(usize::MAX));
+        let mut done = 0;
+        while done < length {
+            let at = offset + done as u64;
+            let piece = (length - done).min(PIECE - at as usize % PIECE);
+            match self.write_piece(held, entry, at, &data[done..done + piece], how) {
+                Ok(()) => done += piece,
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_piece(
+        &self,
+        held: &Held<'_>,
+        entry: &Arc<Entry>,
+        offset: u64,
+        data: &[u8],
+        how: How,
+    ) -> Result<(), FsError> {
+        let ino = entry.ino;
+        let mut xattrs = XattrChange::default();
+        if !how.from_cache && self.facts(entry)?.capability {
+            xattrs.delete = self.capability_keys(ino)?;
+        }
+        let pages = self.store.prepare_pages(ino, offset, data)?;
+        let need = Need { items: 3 + xattrs.len(), data_blocks: pages.len() as u64, may_use_reserve: false };
+        let now = self.store.now();
+        self.change(held, need, &[entry], |change| {
+            xattrs.apply(change, ino);
+            let state = change.state(ino);
+            let keeps_time = how.from_cache && (self.options.writeback_cache || state.mtime_set);
+            state.mtime_set &= how.from_cache;
+            let inode = change.inode(ino)?;
+            let size_before = inode.size;
+            inode.size = inode.size.max(offset + data.len() as u64);
+            if !keeps_time {
+                inode.mtime = now;
+                inode.ctime = now;
+            }
+            if how.kill_privileges {
+                drop_privileges(inode);
+            }
+            change.write_pages(ino, pages, size_before);
+            Ok(())
+        })
+    }
+
+    /// Next data or hole at or after `offset`. `whence`: `SEEK_DATA` or `SEEK_HOLE`.
+    pub fn lseek(&self, ino: u64, offset: i64, whence: i32) -> Result<u64, FsError> {
+        let _held = self.locks.acquire(&[(LockKey::Inode(ino), Mode::Shared)]);
+        let (entry, inode) = self.load_file(ino)?;
+        let offset = u64::try_from(offset).map_err(|_| FsError::NoSuchOffset)?;
+        if offset >= inode.size {
+            return Err(FsError::NoSuchOffset);
+        }
+        let may_be_dirty = entry.state.lock().writers > 0;
+        let block = offset / BLOCK as u64;
+        match whence {
+            libc::SEEK_DATA if may_be_dirty => Ok(offset),
+            libc::SEEK_HOLE if may_be_dirty => Ok(inode.size),
+            libc::SEEK_DATA => {
+                let found = self.store.next_data(ino, block)?.and_then(|block| block.checked_mul(BLOCK as u64));
+                let found = found.ok_or(FsError::NoSuchOffset)?.max(offset);
+                if found < inode.size { Ok(found) } else { Err(FsError::NoSuchOffset) }
+            }
+            libc::SEEK_HOLE => {
+                let found = self.store.next_hole(ino, block)?.saturating_mul(BLOCK as u64);
+                Ok(found.max(offset).min(inode.size))
+            }
+            _ => Err(FsError::Invalid),
+        }
+    }
+
+    /// Copy up to `len` bytes, at most 8 MiB a call; gives the bytes copied, 0 at the end of the source.
+    pub fn copy_file_range(
+        &self,
+        ino_in: u64,
+        off_in: u64,
+        ino_out: u64,
+        off_out: u64,
+        len: u64,
+    ) -> Result<u64, FsError> {
+        let held =
+            self.locks.acquire(&[(LockKey::Inode(ino_in), Mode::Shared), (LockKey::Inode(ino_out), Mode::Exclusive)]);
+        let (source, inode) = self.load_file(ino_in)?;
+        let (target, _) = self.load_file(ino_out)?;
+        let len = len.min(inode.size.saturating_sub(off_in));
+        let overlap = off_out < off_in.saturating_add(len) && off_in < off_out.saturating_add(len);
+        if ino_in == ino_out && overlap && len > 0 {
+            return Err(FsError::Invalid);
+        }
+        let len = len.min(COPY_MAX);
+        let mut done = 0;
+        let mut buffer = vec![0; len.min(PIECE as u64) as usize];
+        let how = How { kill_privileges: false, from_cache: false };
+        while done < len {
+            let piece = &mut buffer[..(len - done).min(PIECE as u64) as usize];
+            let copied = self.store.read_file(ino_in, off_in + done, piece).map_err(FsError::from);
+            let copied = copied.and_then(|()| self.write_held(&held, &target, off_out + done, piece, how));
+            match copied {
+                Ok(count) => {
+                    done += count as u64;
+                    if count < piece.len() {
+                        break;
+                    }
+                }
+                Err(error) if done == 0 => return self.watch(ino_in, "copying", Err(error)),
+                Err(FsError::Store(StoreError::NoSpace)) => break,
+                Err(_) => break,
+            }
+        }
+        self.accessed(&source);
+        Ok(done)
+    }
+}

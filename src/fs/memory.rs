@@ -1,0 +1,232 @@
+//! The store as a map: a test double.
+//!
+//! *Guarantees*: the store's contract, without durability: transactions apply at once when they are committed.
+//! Checks what callers promise: nobody commits without room, changes of one key within a transaction count once.
+//! *Assumes*: nothing. *Fails when*: told to ([`MemoryStore::set_free`], [`MemoryStore::fail_syncs`]).
+//! *Order*: one mutex. *Not here*: anything real.
+
+use super::api::{StoreApi, Synced, TransactionApi};
+use crate::disk::buffer::{Buf, Slice};
+use crate::format::item::Time;
+use crate::format::{BLOCK, FIRST_INO, Key};
+use crate::store::{Need, SpaceInfo, StoreError, Value};
+use crate::world::{Seeded, World};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+#[derive(Default, Clone)]
+struct Content {
+    items: BTreeMap<Key, Value>,
+    /// Blocks of files; `None`: reserved.
+    blocks: BTreeMap<(u64, u64), Option<Slice>>,
+    inodes: i64,
+}
+
+/// A store in memory.
+pub struct MemoryStore {
+    content: Mutex<Content>,
+    world: Seeded,
+    inos: AtomicU64,
+    blocks: AtomicU64,
+    fails_syncs: AtomicBool,
+}
+
+enum Step {
+    Put(Key, Vec<u8>),
+    Delete(Key),
+    Write(u64, Vec<(u64, Slice)>),
+    Punch(u64, u64, u64),
+    Reserve(u64, u64, u64),
+    Inodes(i64),
+}
+
+struct MemoryTransaction<'a> {
+    store: &'a MemoryStore,
+    need: Need,
+    steps: Vec<Step>,
+}
+
+impl MemoryStore {
+    pub fn new(seed: u64, root: Vec<(Key, Vec<u8>)>) -> MemoryStore {
+        let items = root.into_iter().map(|(key, value)| (key, Value::from(value))).collect();
+        MemoryStore {
+            content: Mutex::new(Content { items, blocks: BTreeMap::new(), inodes: 1 }),
+            world: Seeded::new(seed),
+            inos: AtomicU64::new(FIRST_INO),
+            blocks: AtomicU64::new(1 << 20),
+            fails_syncs: AtomicBool::new(false),
+        }
+    }
+    /// Leave room for `free` more blocks.
+    pub fn set_free(&self, free: u64) {
+        self.blocks.store(self.content.lock().blocks.len() as u64 + free, SeqCst);
+    }
+    pub fn fail_syncs(&self, fails: bool) {
+        self.fails_syncs.store(fails, SeqCst);
+    }
+    /// What a mount after a crash that lost nothing would find.
+    pub fn copy(&self) -> MemoryStore {
+        let copy = MemoryStore::new(1, vec![]);
+        *copy.content.lock() = self.content.lock().clone();
+        copy.inos.store(self.inos.load(SeqCst), SeqCst);
+        copy
+    }
+    pub fn items(&self) -> Vec<(Key, Value)> {
+        self.content.lock().items.iter().map(|(key, value)| (*key, Arc::clone(value))).collect()
+    }
+    pub fn inodes(&self) -> i64 {
+        self.content.lock().inodes
+    }
+    /// Inodes that own blocks.
+    pub fn owners(&self) -> Vec<u64> {
+        let mut owners: Vec<u64> = self.content.lock().blocks.keys().map(|(ino, _)| *ino).collect();
+        owners.dedup();
+        owners
+    }
+    fn free(&self) -> u64 {
+        self.blocks.load(SeqCst).saturating_sub(self.content.lock().blocks.len() as u64)
+    }
+}
+
+impl StoreApi for MemoryStore {
+    fn hash_key(&self) -> [u64; 2] {
+        [3, 4]
+    }
+    fn now(&self) -> Time {
+        self.world.now()
+    }
+    fn mount_count(&self) -> u64 {
+        1
+    }
+    fn get(&self, key: Key) -> Result<Option<Value>, StoreError> {
+        Ok(self.content.lock().items.get(&key).cloned())
+    }
+    fn scan(&self, from: Key, end: Key, max: usize) -> Result<Vec<(Key, Value)>, StoreError> {
+        assert!(from <= end, "{from:?} {end:?}");
+        let content = self.content.lock();
+        Ok(content.items.range(from..end).take(max).map(|(key, value)| (*key, Arc::clone(value))).collect())
+    }
+    fn read_file(&self, ino: u64, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
+        out.fill(0);
+        let content = self.content.lock();
+        let last = (offset + out.len() as u64).div_ceil(BLOCK as u64);
+        for ((_, block), slice) in content.blocks.range((ino, offset / BLOCK as u64)..(ino, last)) {
+            let Some(slice) = slice else { continue };
+            let start = block * BLOCK as u64;
+            let (from, to) = (start.max(offset), (start + BLOCK as u64).min(offset + out.len() as u64));
+            let source = &slice[(from - start) as usize..(to - start) as usize];
+            out[(from - offset) as usize..(to - offset) as usize].copy_from_slice(source);
+        }
+        Ok(())
+    }
+    fn prepare_pages(&self, ino: u64, offset: u64, data: &[u8]) -> Result<Vec<(u64, Slice)>, StoreError> {
+        let first = offset / BLOCK as u64;
+        let count = (offset + data.len() as u64).div_ceil(BLOCK as u64) - first;
+        let mut buf = Buf::zeroed(count as usize * BLOCK);
+        self.read_file(ino, first * BLOCK as u64, &mut buf)?;
+        let at = (offset % BLOCK as u64) as usize;
+        buf[at..at + data.len()].copy_from_slice(data);
+        let buf = Arc::new(buf);
+        let page = |i: u64| (first + i, Slice::new(Arc::clone(&buf), i as usize * BLOCK, BLOCK));
+        Ok((0..count).map(page).collect())
+    }
+    fn next_data(&self, ino: u64, block: u64) -> Result<Option<u64>, StoreError> {
+        let content = self.content.lock();
+        Ok(content.blocks.range((ino, block)..=(ino, u64::MAX)).next().map(|((_, block), _)| *block))
+    }
+    fn next_hole(&self, ino: u64, block: u64) -> Result<u64, StoreError> {
+        let content = self.content.lock();
+        Ok((block..).find(|block| !content.blocks.contains_key(&(ino, *block))).expect("files end"))
+    }
+    fn file_blocks(&self, ino: u64) -> Result<u64, StoreError> {
+        Ok(self.content.lock().blocks.range((ino, 0)..=(ino, u64::MAX)).count() as u64)
+    }
+    fn begin(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError> {
+        if need.data_blocks > self.free() && !need.may_use_reserve {
+            return Err(StoreError::NoSpace);
+        }
+        Ok(Box::new(MemoryTransaction { store: self, need, steps: vec![] }))
+    }
+    fn fsync(&self, _ino: u64, done: Synced) {
+        let fails = self.fails_syncs.load(SeqCst);
+        done(if fails { Err(StoreError::Failed("told to".into())) } else { Ok(()) });
+    }
+    fn sync(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+    fn space(&self) -> SpaceInfo {
+        let blocks = self.blocks.load(SeqCst);
+        let free = self.free();
+        SpaceInfo { blocks, free, used: blocks - free, inodes: self.inodes() as u64 }
+    }
+    fn new_ino(&self) -> u64 {
+        self.inos.fetch_add(1, SeqCst)
+    }
+}
+
+impl TransactionApi for MemoryTransaction<'_> {
+    fn put(&mut self, key: Key, value: Vec<u8>) {
+        assert!(value.len() <= crate::format::item::VALUE_MAX);
+        self.steps.push(Step::Put(key, value));
+    }
+    fn delete(&mut self, key: Key) {
+        self.steps.push(Step::Delete(key));
+    }
+    fn write_pages(&mut self, ino: u64, pages: Vec<(u64, Slice)>, _size_before: u64) {
+        assert!(pages.len() <= 257, "a transaction writes at most 1 MiB");
+        self.steps.push(Step::Write(ino, pages));
+    }
+    fn punch(&mut self, ino: u64, first: u64, end: u64) {
+        self.steps.push(Step::Punch(ino, first, end));
+    }
+    fn reserve(&mut self, ino: u64, first: u64, blocks: u64) -> Result<(), StoreError> {
+        // As the real one: what is a hole now becomes reserved.
+        let content = self.store.content.lock();
+        let holes = (first..first + blocks).filter(|block| !content.blocks.contains_key(&(ino, *block)));
+        self.steps.extend(holes.map(|block| Step::Reserve(ino, block, 1)));
+        Ok(())
+    }
+    fn count_inodes(&mut self, change: i64) {
+        self.steps.push(Step::Inodes(change));
+    }
+    fn commit(self: Box<Self>) {
+        let mut content = self.store.content.lock();
+        let (mut items, before) = (vec![], content.blocks.len());
+        let mut written = 0;
+        for step in self.steps {
+            match step {
+                Step::Put(key, value) => {
+                    items.push(key);
+                    content.items.insert(key, value.into());
+                }
+                Step::Delete(key) => {
+                    items.push(key);
+                    content.items.remove(&key);
+                }
+                Step::Write(ino, pages) => {
+                    for (block, slice) in pages {
+                        written += 1;
+                        content.blocks.insert((ino, block), Some(slice));
+                    }
+                }
+                Step::Punch(ino, first, end) => {
+                    let mut rest = content.blocks.split_off(&(ino, first));
+                    content.blocks.extend(rest.split_off(&(ino, end)));
+                }
+                Step::Reserve(ino, first, blocks) => {
+                    for block in first..first + blocks {
+                        content.blocks.entry((ino, block)).or_insert(None);
+                    }
+                }
+                Step::Inodes(change) => content.inodes += change,
+            }
+        }
+        items.sort_unstable();
+        items.dedup();
+        assert!(items.len() <= self.need.items as usize, "{} items, asked for {}", items.len(), self.need.items);
+        let grown = (content.blocks.len() as u64).saturating_sub(before as u64);
+        assert!(grown.max(written) <= self.need.data_blocks.max(written.min(self.need.data_blocks)));
+    }
+}

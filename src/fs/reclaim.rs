@@ -1,0 +1,169 @@
+//! The end of inodes without a name: large ones, ones that were open, ones that a crash left behind.
+//!
+//! *Guarantees*: an orphan's content goes in bounded pieces, each one a transaction, so nobody else is stalled
+//! (trap 8); inode and list entry go last and together, so a crash in between leaves an orphan that the next mount
+//! finds. An orphan that is open is left alone.
+//! *Assumes*: somebody calls [`Filesystem::reclaim_step`] now and then. *Fails when*: the store does; the orphan
+//! stays in the list and is tried again at the next mount.
+//! *Order*: the inode exclusively, piece by piece. Also writes access times that wait.
+//! *Not here*: who becomes an orphan (`remove`, `rename`, `file`).
+
+use super::lock::{LockKey, Mode};
+use super::{Filesystem, FsError};
+use crate::format::{ItemKind, Key, ORPHANS};
+use crate::store::{Need, StoreError};
+use parking_lot::Mutex;
+use std::collections::{HashMap, VecDeque};
+
+/// Extents removed in one transaction.
+const EXTENTS_MAX: usize = 8192;
+/// Blocks removed in one transaction (64 GiB).
+const BLOCKS_MAX: u64 = 1 << 24;
+/// Extended attribute items removed in one transaction.
+const XATTRS_MAX: usize = 1024;
+/// Orphans of an earlier mount looked up at once.
+const FOUND_MAX: usize = 256;
+
+#[derive(Default)]
+struct Work {
+    waiting: VecDeque<u64>,
+    /// First file block that may still be there, of inodes that are begun.
+    progress: HashMap<u64, u64>,
+    /// Where the list of an earlier mount's orphans goes on; `None`: it has been read.
+    listed: Option<u64>,
+    started: bool,
+}
+
+/// Orphans that wait for their end.
+#[derive(Default)]
+pub(super) struct Reclaim {
+    work: Mutex<Work>,
+}
+
+impl Reclaim {
+    /// `ino` is an orphan that nobody has open.
+    pub(super) fn push(&self, ino: u64) {
+        self.work.lock().waiting.push_back(ino);
+    }
+}
+
+impl Filesystem {
+    /// Do one bounded piece of work in the background; `true`: there is more to do.
+    ///
+    /// # Errors
+    /// The store's. The inode concerned waits for the next mount; other work goes on with the next call.
+    pub fn reclaim_step(&self) -> Result<bool, FsError> {
+        self.write_atimes()?;
+        let next = self.next_orphan()?;
+        let Some(ino) = next else { return Ok(false) };
+        let more = self.watch(ino, "reclaiming", self.reclaim(ino))?;
+        let mut work = self.reclaim.work.lock();
+        if more {
+            work.waiting.push_back(ino);
+        } else {
+            work.progress.remove(&ino);
+        }
+        Ok(!work.waiting.is_empty() || work.listed.is_some())
+    }
+
+    fn next_orphan(&self) -> Result<Option<u64>, FsError> {
+        let mut work = self.reclaim.work.lock();
+        if !work.started {
+            work.started = true;
+            work.listed = Some(0);
+        }
+        if let (true, Some(from)) = (work.waiting.is_empty(), work.listed) {
+            drop(work);
+            let key = |off| Key::new(ORPHANS, ItemKind::Orphan, off);
+            let found = self.store.scan(key(from), key(u64::MAX), FOUND_MAX)?;
+            work = self.reclaim.work.lock();
+            work.listed = match found.last() {
+                Some((last, _)) if found.len() == FOUND_MAX => Some(last.off + 1),
+                _ => None,
+            };
+            work.waiting.extend(found.iter().map(|(key, _)| key.off));
+        }
+        Ok(work.waiting.pop_front())
+    }
+
+    /// Remove a piece of `ino`; `true`: there is more of it.
+    fn reclaim(&self, ino: u64) -> Result<bool, FsError> {
+        let held = self.locks.acquire(&[(LockKey::Inode(ino), Mode::Exclusive)]);
+        let orphan = Key::new(ORPHANS, ItemKind::Orphan, ino);
+        let entry = self.entry(ino)?;
+        let state = entry.state.lock();
+        let (is_there, opens) = (state.inode.is_some(), state.opens);
+        let is_named = state.inode.as_ref().is_some_and(|inode| inode.nlink > 0);
+        drop(state);
+        if !is_there || is_named || opens > 0 {
+            return Ok(false);
+        }
+        let need = Need { items: 4, data_blocks: 0, may_use_reserve: true };
+        let from = self.reclaim.work.lock().progress.get(&ino).copied().unwrap_or(0);
+        if let Some((first, end)) = self.next_piece(ino, from)? {
+            self.change(&held, need, &[&entry], |change| {
+                change.punch(ino, first, end);
+                Ok(())
+            })?;
+            self.reclaim.work.lock().progress.insert(ino, end);
+            return Ok(true);
+        }
+        let xattrs = self.xattr_keys(ino, XATTRS_MAX)?;
+        let need = Need { items: need.items + xattrs.len() as u32, ..need };
+        let more = xattrs.len() == XATTRS_MAX;
+        self.change(&held, need, &[&entry], |change| {
+            if change.state(ino).opens > 0 {
+                return Ok(());
+            }
+            for key in xattrs {
+                change.delete(key);
+            }
+            if !more {
+                change.delete(orphan);
+                change.unmake(ino);
+            }
+            Ok(())
+        })?;
+        Ok(more)
+    }
+
+    /// The next run of file blocks that one transaction may remove: not too many extents, not too many blocks.
+    pub(super) fn next_piece(&self, ino: u64, from: u64) -> Result<Option<(u64, u64)>, FsError> {
+        if from == u64::MAX {
+            return Ok(None);
+        }
+        let Some(first) = self.store.next_data(ino, from)? else { return Ok(None) };
+        let key = |off| Key::new(ino, ItemKind::Extent, off);
+        let extents = self.store.scan(key(first), key(u64::MAX), EXTENTS_MAX)?;
+        let by_extents = match extents.last() {
+            Some((last, _)) if extents.len() == EXTENTS_MAX => last.off + 1,
+            _ => u64::MAX,
+        };
+        // Blocks that stand only in memory have no extents yet: the second limit is for them.
+        Ok(Some((first, by_extents.min(first.saturating_add(BLOCKS_MAX)))))
+    }
+
+    /// Write the access times that wait.
+    fn write_atimes(&self) -> Result<(), FsError> {
+        let waiting = std::mem::take(&mut *self.atimes.lock());
+        for entry in waiting {
+            if !entry.state.lock().atime_waits {
+                continue;
+            }
+            let held = self.locks.acquire(&[]);
+            let need = Need { items: 1, data_blocks: 0, may_use_reserve: true };
+            let written = self.change(&held, need, &[&entry], |change| {
+                change.rewrite(entry.ino);
+                Ok(())
+            });
+            if written.is_err() && std::mem::take(&mut entry.state.lock().atime_waits) {
+                entry.unpin();
+            }
+            match written {
+                Err(FsError::Store(StoreError::ReadOnly)) => return Ok(()),
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+}
