@@ -1,4 +1,19 @@
-//! stablefs
+//! stablefs: a mirrored filesystem in user space that is stable memory.
+//!
+//! *Guarantees*: see `docs/SEMANTICS.md`. *Assumes*: one fault at a time strikes a block (`docs/DESIGN.md`).
+//! *Fails when*: both copies of a block are damaged: that block alone, with a clear error.
+//! *Order*: a request goes down through the layers once and returns once.
+//! *Not here*: anything but the map:
+//!
+//! ```text
+//! cli, daemon   commands, the process that serves a mount, its control socket
+//! fuse, mount   requests of the kernel <-> one call of fs
+//! fs            names, inodes, bytes; semantic locks; one skeleton for every change
+//! volume        paths in, a running store out; scrub, replace, fsck, status
+//! store         items and file data; delta, log, transaction groups, space
+//! disk          the mirror: careful read and write, repair, health, deadlines; backings; simulated disks
+//! format        on-disk structures, pure functions
+//! ```
 pub mod format;
 
 pub mod cli;
@@ -8,4 +23,5 @@ pub mod error;
 pub mod fs;
 pub mod mount;
 pub mod store;
+pub mod volume;
 pub mod world;
