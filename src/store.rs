@@ -358,6 +358,17 @@ impl Store {
         dead + open
     }
 
+    /// The checker counted the inodes: the next root says so.
+    pub fn correct_inodes(&self, count: u64) {
+        self.inodes.store(count, Ordering::Relaxed);
+        self.root.lock().root.inodes = count;
+    }
+
+    /// The checker found inodes at or above the next number.
+    pub fn correct_next_ino(&self, next: u64) {
+        self.next_ino.fetch_max(next, Ordering::Relaxed);
+    }
+
     /// Remember that a block of metadata was written, so that reading it costs nothing.
     pub(crate) fn remember(&self, ptr: &BlockPtr, block: Vec<u8>, level: u8) {
         if let Ok(node) = node::decode(&block, self.label.volume, ptr, level) {

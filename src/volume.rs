@@ -132,8 +132,8 @@ pub fn format(paths: &[PathBuf], options: &FormatOptions) -> Result<FormatReport
     for one in &found {
         let length = if one.kind == BackingKind::Directory { 0 } else { blocks };
         let create = CreateOptions { blocks: length, replace: options.force };
-        let backing = file::open(&one.path, Mode::Write, Some(create))
-            .map_err(|error| StoreError::Refused(error.to_string()))?;
+        let backing =
+            file::open(&one.path, Mode::Write, Some(create)).map_err(|error| StoreError::Refused(error.to_string()))?;
         backings.push((one.path.display().to_string(), backing));
     }
     let world: Arc<dyn World> = Arc::new(Machine);
@@ -277,6 +277,7 @@ impl Volume {
             deadline: options.deadline.mul_f64(0.4),
             store: StoreOptions { read_only: options.read_only, ..options.store.clone() },
             on_shrink: Some(Box::new(move |root| witness::write(root, &paths))),
+            hold: false,
         };
         let opened = recover::open(present, store, Arc::new(Machine));
         let (store, report) = opened.map_err(|error| match error {

@@ -243,7 +243,8 @@ impl Store {
         root.backed = space.backed;
         root.grow_zone = space.grow_zone;
         root.dead = dead;
-        root.inodes = root.inodes.saturating_add_signed(group.inodes.load(Ordering::Relaxed));
+        let inodes = self.root.lock().root.inodes;
+        root.inodes = inodes.saturating_add_signed(group.inodes.load(Ordering::Relaxed));
         self.publish(state, force, root, &group)
     }
 

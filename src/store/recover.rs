@@ -57,6 +57,8 @@ pub struct OpenStore {
     pub store: StoreOptions,
     /// Told before anything is acknowledged with fewer replicas.
     pub on_shrink: Option<ShrinkHook>,
+    /// Neither replay nor write anything before [`Store::resume`]: for `fsck`, which checks what is there first.
+    pub hold: bool,
 }
 
 /// What opening found and did.
@@ -268,18 +270,20 @@ fn finish(
     let mut roots = RootState::new(choice.root.clone(), choice.slot, choice.slots);
     roots.on_shrink = options.on_shrink;
     roots.fork_next = choice.missing > 0;
-    let read_only = options.store.read_only;
-    let root = choice.root;
     let store = Store::assemble(Opening { label, world, mirror, options: options.store, roots, log });
-    if !root.clean {
-        let records = store.read_log(&root, &mut report)?;
-        store.replay(records)?;
-    }
-    if !read_only {
-        store.root.lock().root.mount_count += 1;
-        store.commit(Force::Always)?;
+    if !options.hold {
+        store.resume(LogEnd::Proven, &mut report)?;
     }
     Ok((store, report))
+}
+
+/// What to do where the log ends at a record that had been acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogEnd {
+    /// Refuse: something acknowledged would be lost.
+    Proven,
+    /// Go on without it and what followed: a person said so.
+    Accepted,
 }
 
 /// A record with its entries.
@@ -289,8 +293,31 @@ struct Record {
 }
 
 impl Store {
+    /// Replay the log and make that a root of its own (opened for reading only: in memory).
+    pub fn resume(&self, end: LogEnd, report: &mut Report) -> Result<(), StoreError> {
+        let root = self.view().committed.root.clone();
+        if !root.clean {
+            let records = self.read_log(&root, end, report)?;
+            self.replay(records)?;
+        }
+        if !self.options.read_only {
+            self.root.lock().root.mount_count += 1;
+            self.commit(Force::Always)?;
+        }
+        Ok(())
+    }
+
+    /// How many log records wait for replay; looks only.
+    pub fn log_waiting(&self) -> Result<u64, StoreError> {
+        let root = self.view().committed.root.clone();
+        if root.clean {
+            return Ok(0);
+        }
+        Ok(self.read_log(&root, LogEnd::Proven, &mut Report::default())?.len() as u64)
+    }
+
     /// All records that follow `root`, in order; each from whichever replica proves it.
-    fn read_log(&self, root: &Root, report: &mut Report) -> Result<Vec<Record>, StoreError> {
+    fn read_log(&self, root: &Root, end: LogEnd, report: &mut Report) -> Result<Vec<Record>, StoreError> {
         let ring = self.label.geometry.log_blocks;
         let mut records = Vec::new();
         let (mut seq, mut at) = (root.log_seq, root.log_at);
@@ -306,7 +333,9 @@ impl Store {
             at = if next >= ring { 0 } else { next };
             records.push(record);
         }
-        self.check_end(root, seq)?;
+        if end == LogEnd::Proven {
+            self.check_end(root, seq)?;
+        }
         report.replayed = records.len() as u64;
         // Group n's changes come before those of n+1, whatever the order in which they were logged.
         records.sort_by_key(|r| (r.head.txg, r.head.seq));

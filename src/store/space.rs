@@ -282,6 +282,31 @@ impl Space {
         Ok(self.inner.lock().load(self, mirror, zone)?.busy.get(bit))
     }
 
+    /// The checker found what the bitmap of `zone` should be: written by the next commit. Only before anything was
+    /// handed out since the last one.
+    pub fn correct(&self, mirror: &Mirror, zone: u64, bitmap: Bitmap) -> Result<(), StoreError> {
+        let mut inner = self.inner.lock();
+        inner.load(self, mirror, zone)?;
+        let old = inner.zones.remove(&zone).expect("just loaded");
+        let len = self.geometry.zone_len(zone);
+        inner.free = inner.free.saturating_sub(u64::from(old.disk.free())) + u64::from(bitmap.free());
+        let mut fresh = Inner::fresh(self, zone, bitmap);
+        fresh.dirty = true;
+        let backed = |map: &Bitmap| -> u64 {
+            let unit = self.geometry.unit_blocks();
+            let blocks = |u: u32| u64::from(unit.min(len.saturating_sub(u * unit)));
+            (0..ZONE_UNITS).filter(|u| map.backed >> u & 1 == 1).map(blocks).sum()
+        };
+        inner.backed = (inner.backed + backed(&fresh.disk)).saturating_sub(backed(&old.disk));
+        inner.zones.insert(zone, fresh);
+        Ok(())
+    }
+
+    /// The checker found how many blocks have space below: written by the next commit.
+    pub fn correct_backed(&self, blocks: u64) {
+        self.inner.lock().backed = blocks;
+    }
+
     fn change(&self, mirror: &Mirror, span: Span, f: impl FnOnce(&mut Zone, u32)) -> Result<(), StoreError> {
         if !self.geometry.holds_data(span.addr, u64::from(span.blocks)) {
             return Err(outside(span));
@@ -418,15 +443,20 @@ impl Inner {
         if !self.zones.contains_key(&zone) {
             let entry = self.entry(space, mirror, 0, zone)?;
             let disk = read_bitmap(space, mirror, zone, &entry)?;
-            let mut busy = disk.clone();
-            let len = space.geometry.zone_len(zone);
-            for unit in (0..ZONE_UNITS).filter(|u| disk.backed >> u & 1 == 0) {
-                let from = (unit * space.geometry.unit_blocks()).min(len);
-                busy.set(from, space.geometry.unit_blocks().min(len - from));
-            }
-            self.zones.insert(zone, Zone { disk, busy, dirty: false });
+            self.zones.insert(zone, Inner::fresh(space, zone, disk));
         }
         Ok(self.zones.get_mut(&zone).expect("just inserted"))
+    }
+
+    /// A zone in which nothing is pending: units without space below are busy.
+    fn fresh(space: &Space, zone: u64, disk: Bitmap) -> Zone {
+        let mut busy = disk.clone();
+        let len = space.geometry.zone_len(zone);
+        for unit in (0..ZONE_UNITS).filter(|u| disk.backed >> u & 1 == 0) {
+            let from = (unit * space.geometry.unit_blocks()).min(len);
+            busy.set(from, space.geometry.unit_blocks().min(len - from));
+        }
+        Zone { disk, busy, dirty: false }
     }
 
     /// Any free run, from the first zone on: the last resort.

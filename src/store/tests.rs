@@ -51,7 +51,8 @@ impl Rig {
                 present.push(Present { path, backing, found });
             }
         }
-        let options = OpenStore { degraded, deadline: Duration::from_secs(1), store: small(), on_shrink: None };
+        let options =
+            OpenStore { degraded, deadline: Duration::from_secs(1), store: small(), on_shrink: None, hold: false };
         open(present, options, Arc::new(Seeded::new(self.seed + 1)))
     }
 

@@ -133,7 +133,9 @@ impl Volume {
             let meaning = format!("replica {} is {} ({}); work goes on, {left}", hurt.path, hurt.state, hurt.cause);
             let action = match is(&hurt, ReplicaState::Returning) {
                 true => "wait until the resync is done".to_owned(),
-                false => format!("stablefs replace MOUNTPOINT {} NEW  (NEW may be the same place, emptied)", name_of(hurt)),
+                false => {
+                    format!("stablefs replace MOUNTPOINT {} NEW  (NEW may be the same place, emptied)", name_of(hurt))
+                }
             };
             return ("degraded".into(), meaning, Some(action));
         }
@@ -144,7 +146,8 @@ impl Volume {
             return ("damaged".into(), meaning, Some("stablefs scrub MOUNTPOINT".into()));
         }
         if healed > 0 {
-            let meaning = format!("all replicas are in sync; {healed} damaged blocks were found and healed since the mount");
+            let meaning =
+                format!("all replicas are in sync; {healed} damaged blocks were found and healed since the mount");
             return ("healthy".into(), meaning, Some("stablefs scrub MOUNTPOINT  (looks for more)".into()));
         }
         ("healthy".into(), "all replicas are in sync, no damage was met since the mount".into(), None)

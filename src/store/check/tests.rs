@@ -94,6 +94,7 @@ fn mount(disks: &[Arc<SimDisk>]) -> Store {
         deadline: Duration::from_secs(5),
         store: StoreOptions::default(),
         on_shrink: None,
+        hold: false,
     };
     open(present, options, Arc::new(Seeded::new(1))).unwrap().0
 }
