@@ -9,6 +9,7 @@ use super::acl::{Acl, Inherited};
 use super::change::{Change, touch};
 use super::lock::{LockKey, Mode};
 use super::names::check_name;
+use super::xattr::SYMLINK_TARGET;
 use super::{
     ACL_ACCESS, ACL_DEFAULT, Attr, Caller, Filesystem, FsError, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT,
     S_IFREG, S_IFSOCK, S_ISGID,
@@ -99,13 +100,15 @@ impl Filesystem {
             return Err(FsError::Exists);
         }
         let cookie = place.free.ok_or(FsError::DirectoryFull)?;
-        let inherited = self.inherit(parent, inherits, new.mode, caller.umask)?;
+        let mut inherited = self.inherit(parent, inherits, new.mode, caller.umask)?;
+        if !new.target.is_empty() {
+            inherited.items = self.new_xattr(SYMLINK_TARGET, new.target);
+            inherited.facts.any = true;
+        }
         let ino = self.store.new_ino();
-        let pages = if new.target.is_empty() { vec![] } else { self.store.prepare_pages(ino, 0, new.target)? };
         let entry = self.cache.entry(ino);
         entry.state.lock().loaded = true;
-        let need =
-            Need { items: 3 + inherited.items.len() as u32, data_blocks: pages.len() as u64, may_use_reserve: false };
+        let need = Need { items: 3 + inherited.items.len() as u32, data_blocks: 0, may_use_reserve: false };
         let (inode, handle) = self.change(&held, need, &[&directory, &entry], |change| {
             let node = self.new_inode(change.inode(parent)?, (parent, cookie), new, inherited.mode, caller)?;
             let file_type = (node.mode >> 12) as u8;
@@ -119,9 +122,6 @@ impl Filesystem {
                 change.put(Key::new(ino, ItemKind::Xattr, off), value);
             }
             change.state(ino).facts = Some(inherited.facts);
-            if !pages.is_empty() {
-                change.write_pages(ino, pages, 0);
-            }
             let handle = new.open_flags.map_or(0, |flags| self.count_open(&entry, change.state(ino), flags));
             Ok((node, handle))
         })?;

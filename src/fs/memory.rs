@@ -73,17 +73,14 @@ impl MemoryStore {
         copy.inos.store(self.inos.load(SeqCst), SeqCst);
         copy
     }
-    pub fn items(&self) -> Vec<(Key, Value)> {
-        self.content.lock().items.iter().map(|(key, value)| (*key, Arc::clone(value))).collect()
-    }
-    pub fn inodes(&self) -> i64 {
-        self.content.lock().inodes
-    }
     /// Inodes that own blocks.
     pub fn owners(&self) -> Vec<u64> {
         let mut owners: Vec<u64> = self.content.lock().blocks.keys().map(|(ino, _)| *ino).collect();
         owners.dedup();
         owners
+    }
+    fn inodes(&self) -> i64 {
+        self.content.lock().inodes
     }
     fn free(&self) -> u64 {
         self.blocks.load(SeqCst).saturating_sub(self.content.lock().blocks.len() as u64)

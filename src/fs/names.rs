@@ -120,8 +120,7 @@ impl Filesystem {
 
     /// The attributes `inode` of `ino`, with the room that it occupies.
     pub(super) fn attr_of(&self, ino: u64, inode: &Inode) -> Result<Attr, FsError> {
-        let has_content = inode.is_file() || inode.mode & super::S_IFMT == super::S_IFLNK;
-        let blocks = if has_content { self.store.file_blocks(ino)? } else { 0 };
+        let blocks = if inode.is_file() { self.store.file_blocks(ino)? } else { 0 };
         Ok(Attr {
             ino,
             generation: u64::from(inode.generation),

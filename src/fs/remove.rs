@@ -125,7 +125,7 @@ impl Filesystem {
         if !last || entry.state.lock().opens > 0 {
             return Ok(Ending { xattrs: None, content: false });
         }
-        let blocks = if inode.is_dir() { 0 } else { self.store.file_blocks(entry.ino)? };
+        let blocks = if inode.is_file() { self.store.file_blocks(entry.ino)? } else { 0 };
         if blocks > AT_ONCE_BLOCKS_MAX {
             return Ok(Ending { xattrs: None, content: true });
         }

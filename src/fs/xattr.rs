@@ -8,6 +8,9 @@
 //! *Order*: the inode shared for reading, exclusively for changing.
 //! *Not here*: what ACLs mean (`acl`).
 //!
+//! The target of a symbolic link is kept as an attribute with a name that users cannot say: it must be metadata, so
+//! that it survives with the name (bytes of files survive only with their own fsync).
+//!
 //! Key offset: 31 bits of the name's hash, sequence 8 bits, chunk 16 bits; chunk 0 names the attribute.
 
 use super::acl::Acl;
@@ -27,6 +30,8 @@ pub const XATTR_CREATE: i32 = 1;
 pub const XATTR_REPLACE: i32 = 2;
 /// Bytes of the largest value, and of all names of an inode with their ends.
 const VALUE_BYTES_MAX: usize = 65_536;
+/// Name of the target of a symbolic link.
+pub(super) const SYMLINK_TARGET: &[u8] = b"system.stablefs.target";
 const CAPABILITY: &[u8] = b"security.capability";
 const SEQUENCE_SHIFT: u32 = 16;
 const HASH_SHIFT: u32 = 24;
@@ -57,6 +62,7 @@ fn chunks(total: usize) -> u64 {
 impl Filesystem {
     /// The value of `name`.
     pub fn getxattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>, FsError> {
+        check_xattr_name(name)?;
         let entry = self.entry(ino)?;
         let known = self.facts(&entry)?;
         let absent = !known.any
@@ -84,8 +90,10 @@ impl Filesystem {
     fn xattr_names(&self, ino: u64) -> Result<Vec<u8>, FsError> {
         let mut out = vec![];
         self.each_xattr(ino, |attribute| {
-            out.extend_from_slice(&attribute.name);
-            out.push(0);
+            if attribute.name != SYMLINK_TARGET {
+                out.extend_from_slice(&attribute.name);
+                out.push(0);
+            }
         })?;
         Ok(out)
     }

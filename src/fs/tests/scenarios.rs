@@ -5,6 +5,37 @@ use crate::format::{BLOCK, FILE_SIZE_MAX, LINK_MAX};
 
 const BLOCK_U64: u64 = BLOCK as u64;
 
+macro_rules! on_both {
+    ($($name:ident),* $(,)?) => {
+        mod in_memory {
+            $(#[test] fn $name() { super::$name(&super::Rig::memory().1) })*
+        }
+        mod on_disks {
+            $(#[test] fn $name() { super::$name(&super::Rig::disks(1)) })*
+        }
+    };
+}
+
+on_both! {
+    made_things_are_found_listed_and_gone,
+    listings_resume_at_every_cookie_in_spite_of_collisions,
+    colliding_names_keep_their_cookies,
+    bytes_are_read_as_written_and_cut_ends_stay_cut,
+    hard_links_count_and_share,
+    large_files_go_in_the_background,
+    create_opens_what_is_there_unless_exclusive,
+    renames_do_what_the_manual_says,
+    exchange_swaps_and_whiteout_leaves_a_mark,
+    times_modes_and_owners,
+    late_pages_do_not_move_a_time_set_by_hand,
+    access_times_are_relative_and_reach_the_store,
+    holes_are_told_only_when_nobody_writes,
+    ranges_are_reserved_punched_and_zeroed,
+    copies_inside_and_between_files,
+    extended_attributes_of_all_lengths,
+    acls_and_modes_stay_in_step,
+}
+
 fn file(filesystem: &Filesystem, name: &[u8], data: &[u8]) -> u64 {
     let attr = filesystem.mknod(ROOT_INO, name, S_IFREG | 0o644, 0, &USER).unwrap();
     assert_eq!(filesystem.write(attr.ino, 0, data, false, false).unwrap(), data.len() as u32);
@@ -21,9 +52,8 @@ fn rename(filesystem: &Filesystem, from: (u64, &[u8]), to: (u64, &[u8]), flags: 
     filesystem.rename(from.0, from.1, to.0, to.1, flags, &USER)
 }
 
-#[test]
-fn made_things_are_found_listed_and_gone() {
-    let (store, fs) = fresh();
+fn made_things_are_found_listed_and_gone(rig: &Rig) {
+    let fs = rig.mount();
     let dir = fs.mkdir(ROOT_INO, b"dir", 0o750, &USER).unwrap();
     assert_eq!((dir.mode, dir.nlink, dir.uid, dir.gid), (S_IFDIR | 0o750, 2, 1000, 100));
     let umask = Caller { umask: 0o027, ..USER };
@@ -34,6 +64,8 @@ fn made_things_are_found_listed_and_gone() {
     let link = fs.symlink(dir.ino, b"link", &[b'x'; 3000], &USER).unwrap();
     assert_eq!((link.size, link.mode), (3000, S_IFLNK | 0o777));
     assert_eq!(fs.readlink(link.ino).unwrap(), vec![b'x'; 3000]);
+    assert_eq!(fs.listxattr(link.ino).unwrap(), b"");
+    assert_eq!(errno(fs.getxattr(link.ino, xattr::SYMLINK_TARGET)), libc::EOPNOTSUPP);
     assert_eq!(fs.lookup(dir.ino, b"fifo").unwrap().ino, node.ino);
     assert_eq!(fs.lookup(dir.ino, b"..").unwrap().ino, ROOT_INO);
     assert_eq!(fs.lookup(dir.ino, b".").unwrap().ino, dir.ino);
@@ -45,7 +77,7 @@ fn made_things_are_found_listed_and_gone() {
     assert_eq!(names(&fs, dir.ino), [&b"."[..], b"..", b"device", b"fifo", b"link"]);
     assert_eq!(fs.getattr(dir.ino).unwrap().size, 3);
     assert_eq!(fs.getattr(ROOT_INO).unwrap().nlink, 3);
-    check(&store);
+    rig.check();
     assert_eq!(errno(fs.rmdir(ROOT_INO, b"dir")), libc::ENOTEMPTY);
     assert_eq!(errno(fs.unlink(ROOT_INO, b"dir")), libc::EISDIR);
     assert_eq!(errno(fs.rmdir(dir.ino, b"fifo")), libc::ENOTDIR);
@@ -54,13 +86,12 @@ fn made_things_are_found_listed_and_gone() {
     }
     fs.rmdir(ROOT_INO, b"dir").unwrap();
     assert_eq!(errno(fs.mknod(dir.ino, b"late", S_IFREG, 0, &USER)), libc::ESTALE);
-    assert_eq!(store.items().len(), 1);
-    check(&store);
+    assert_eq!(rig.items().len(), 1);
+    rig.check();
 }
 
-#[test]
-fn listings_resume_at_every_cookie_in_spite_of_collisions() {
-    let (_, fs) = fresh();
+fn listings_resume_at_every_cookie_in_spite_of_collisions(rig: &Rig) {
+    let fs = rig.mount();
     for i in 0..300 {
         fs.mknod(ROOT_INO, format!("file {i}").as_bytes(), S_IFREG, 0, &USER).unwrap();
     }
@@ -81,13 +112,13 @@ fn listings_resume_at_every_cookie_in_spite_of_collisions() {
     assert_eq!(one_by_one, all.iter().map(|entry| entry.name.clone()).collect::<Vec<_>>());
 }
 
-#[test]
-fn colliding_names_keep_their_cookies() {
-    let (store, fs) = fresh();
+fn colliding_names_keep_their_cookies(rig: &Rig) {
+    let fs = rig.mount();
     let ino = fs.mknod(ROOT_INO, b"name", S_IFREG, 0, &USER).unwrap().ino;
     // Two entries that stand where "other" would: as if the hashes collided.
     let base = fs.base(b"other");
-    let mut transaction = store.begin(crate::store::Need { items: 2, data_blocks: 0, may_use_reserve: true }).unwrap();
+    let mut transaction =
+        rig.store.begin(crate::store::Need { items: 2, data_blocks: 0, may_use_reserve: true }).unwrap();
     for (sequence, name) in [(0, &b"first"[..]), (2, b"third")] {
         let entry = Dirent { ino, file_type: 8, name: name.to_vec() };
         transaction.put(Key::new(ROOT_INO, ItemKind::Dirent, base + sequence), entry.encode());
@@ -102,9 +133,8 @@ fn colliding_names_keep_their_cookies() {
     assert!(fs.readdir(ROOT_INO, cookie, 100, false).unwrap().iter().any(|entry| entry.name == b"third"));
 }
 
-#[test]
-fn bytes_are_read_as_written_and_cut_ends_stay_cut() {
-    let (store, fs) = fresh();
+fn bytes_are_read_as_written_and_cut_ends_stay_cut(rig: &Rig) {
+    let fs = rig.mount();
     let ino = file(&fs, b"file", &[1; 10_000]);
     assert_eq!(fs.write(ino, 9_000, &[2; 3_000], false, false).unwrap(), 3_000);
     let mut expected = vec![1; 9_000];
@@ -124,13 +154,14 @@ fn bytes_are_read_as_written_and_cut_ends_stay_cut() {
     assert_eq!(errno(fs.write(ino, FILE_SIZE_MAX, b"x", false, false)), libc::EFBIG);
     assert_eq!(fs.write(ino, FILE_SIZE_MAX - 2, b"xyz", false, false).unwrap(), 2);
     resize(0);
-    assert!(store.owners().is_empty());
-    check(&store);
+    assert!(rig.owners().is_empty());
+    rig.check();
 }
 
 #[test]
 fn a_full_volume_refuses_writes_and_lets_go() {
-    let (store, fs) = fresh();
+    let (store, rig) = Rig::memory();
+    let fs = rig.mount();
     let ino = file(&fs, b"file", &[1; 8 * BLOCK]);
     store.set_free(256 + 3);
     assert_eq!(fs.write(ino, 8 * BLOCK_U64, &[2; 3 << 20], false, false).unwrap() as usize, (1 << 20) - 8 * BLOCK);
@@ -142,13 +173,12 @@ fn a_full_volume_refuses_writes_and_lets_go() {
     store.set_free(0);
     fs.setattr(ino, &USER, &SetAttr { size: Some(100), ..SetAttr::default() }).unwrap();
     fs.unlink(ROOT_INO, b"file").unwrap();
-    check(&store);
+    rig.check();
     assert_eq!(fs.statfs().bsize, 4096);
 }
 
-#[test]
-fn hard_links_count_and_share() {
-    let (store, fs) = fresh();
+fn hard_links_count_and_share(rig: &Rig) {
+    let fs = rig.mount();
     let ino = file(&fs, b"one", b"data");
     let dir = fs.mkdir(ROOT_INO, b"dir", 0o755, &USER).unwrap().ino;
     assert_eq!(fs.link(ino, dir, b"two").unwrap().nlink, 2);
@@ -159,7 +189,7 @@ fn hard_links_count_and_share() {
     assert_eq!(fs.path_hint(ino), "…", "the hint went with the name");
     fs.link(ino, dir, b"three").unwrap();
     assert_eq!(fs.path_hint(ino), "/dir/three");
-    check(&store);
+    rig.check();
     let (entry, _) = fs.load(ino).unwrap();
     entry.state.lock().inode.as_mut().unwrap().nlink = LINK_MAX;
     assert_eq!(errno(fs.link(ino, ROOT_INO, b"four")), libc::EMLINK);
@@ -167,7 +197,8 @@ fn hard_links_count_and_share() {
 
 #[test]
 fn open_files_outlive_their_names_and_a_crash_ends_them() {
-    let (store, fs) = fresh();
+    let (store, rig) = Rig::memory();
+    let fs = rig.mount();
     let (attr, handle) = fs.create(ROOT_INO, b"file", 0o600, libc::O_RDWR, &USER).unwrap();
     fs.write(attr.ino, 0, &[5; 9000], false, false).unwrap();
     let second = fs.open(attr.ino, libc::O_RDONLY).unwrap();
@@ -177,39 +208,37 @@ fn open_files_outlive_their_names_and_a_crash_ends_them() {
     assert_eq!(read_all(&fs, attr.ino), [5; 9000]);
     assert_eq!(fs.getattr(attr.ino).unwrap().nlink, 0);
     assert_eq!(errno(fs.link(attr.ino, ROOT_INO, b"back")), libc::ENOENT);
-    check(&store);
-    let crashed = Arc::new(store.copy());
+    rig.check();
+    let crashed = Rig::of_memory(Arc::new(store.copy()));
     fs.release(attr.ino, handle);
     settle(&fs);
     assert_eq!(read_all(&fs, attr.ino), [5; 9000]);
     fs.release(attr.ino, second);
     settle(&fs);
     assert_eq!(errno(fs.getattr(attr.ino)), libc::ESTALE);
-    assert_eq!(store.items().len(), 1);
-    check(&store);
-    let again = Filesystem::new(Arc::clone(&crashed) as Arc<dyn StoreApi>, FsOptions::default()).unwrap();
+    assert_eq!(rig.items().len(), 1);
+    rig.check();
+    let again = crashed.mount();
     settle(&again);
     assert_eq!(crashed.items().len(), 1);
-    check(&crashed);
+    crashed.check();
 }
 
-#[test]
-fn large_files_go_in_the_background() {
-    let (store, fs) = fresh();
+fn large_files_go_in_the_background(rig: &Rig) {
+    let fs = rig.mount();
     let ino = file(&fs, b"file", &vec![1; 17 << 20]);
     fs.setxattr(ino, b"user.long", &[7; 5000], 0, &USER).unwrap();
     fs.unlink(ROOT_INO, b"file").unwrap();
-    check(&store);
-    assert_eq!(store.owners(), [ino]);
+    rig.check();
+    assert_eq!(rig.owners(), [ino]);
     assert_eq!(errno(fs.open(ino, libc::O_RDONLY)), libc::ESTALE);
     settle(&fs);
-    assert_eq!(store.items().len(), 1);
-    check(&store);
+    assert_eq!(rig.items().len(), 1);
+    rig.check();
 }
 
-#[test]
-fn create_opens_what_is_there_unless_exclusive() {
-    let (_, fs) = fresh();
+fn create_opens_what_is_there_unless_exclusive(rig: &Rig) {
+    let fs = rig.mount();
     let (attr, first) = fs.create(ROOT_INO, b"file", 0o600, libc::O_RDWR | libc::O_EXCL, &USER).unwrap();
     fs.write(attr.ino, 0, b"content", false, false).unwrap();
     assert_eq!(errno(fs.create(ROOT_INO, b"file", 0o600, libc::O_RDWR | libc::O_EXCL, &USER)), libc::EEXIST);
@@ -218,9 +247,8 @@ fn create_opens_what_is_there_unless_exclusive() {
     assert_ne!(first, second);
 }
 
-#[test]
-fn renames_do_what_the_manual_says() {
-    let (store, fs) = fresh();
+fn renames_do_what_the_manual_says(rig: &Rig) {
+    let fs = rig.mount();
     let a = fs.mkdir(ROOT_INO, b"a", 0o755, &USER).unwrap().ino;
     let b = fs.mkdir(a, b"b", 0o755, &USER).unwrap().ino;
     let f = file(&fs, b"f", b"f");
@@ -243,24 +271,23 @@ fn renames_do_what_the_manual_says() {
     rename(&fs, (ROOT_INO, b"c"), (ROOT_INO, b"a"), 0).unwrap();
     assert_eq!(fs.lookup(ROOT_INO, b"a").unwrap().ino, b);
     assert_eq!(errno(fs.getattr(a)), libc::ESTALE);
-    check(&store);
+    rig.check();
     fs.link(f, b, b"same").unwrap();
     rename(&fs, (ROOT_INO, b"g"), (b, b"same"), 0).unwrap();
     assert_eq!(fs.getattr(f).unwrap().nlink, 2, "two names of one file: nothing happens");
     rename(&fs, (ROOT_INO, b"g"), (ROOT_INO, b"g"), 0).unwrap();
-    check(&store);
+    rig.check();
 }
 
-#[test]
-fn exchange_swaps_and_whiteout_leaves_a_mark() {
-    let (store, fs) = fresh();
+fn exchange_swaps_and_whiteout_leaves_a_mark(rig: &Rig) {
+    let fs = rig.mount();
     let a = fs.mkdir(ROOT_INO, b"a", 0o755, &USER).unwrap().ino;
     let b = fs.mkdir(a, b"b", 0o755, &USER).unwrap().ino;
     let f = file(&fs, b"f", b"f");
     rename(&fs, (a, b"b"), (ROOT_INO, b"f"), RENAME_EXCHANGE).unwrap();
     assert_eq!((fs.lookup(ROOT_INO, b"f").unwrap().ino, fs.lookup(a, b"b").unwrap().ino), (b, f));
     assert_eq!(fs.lookup(b, b"..").unwrap().ino, ROOT_INO);
-    check(&store);
+    rig.check();
     assert_eq!(errno(rename(&fs, (ROOT_INO, b"a"), (a, b"b"), RENAME_EXCHANGE)), libc::EINVAL);
     assert_eq!(errno(rename(&fs, (a, b"b"), (ROOT_INO, b"a"), RENAME_EXCHANGE)), libc::EINVAL);
     assert_eq!(errno(rename(&fs, (a, b"b"), (ROOT_INO, b"no"), RENAME_EXCHANGE)), libc::ENOENT);
@@ -268,12 +295,11 @@ fn exchange_swaps_and_whiteout_leaves_a_mark() {
     let mark = fs.lookup(a, b"b").unwrap();
     assert_eq!((mark.mode & S_IFMT, mark.rdev), (S_IFCHR, 0));
     assert_eq!(fs.lookup(ROOT_INO, b"moved").unwrap().ino, f);
-    check(&store);
+    rig.check();
 }
 
-#[test]
-fn times_modes_and_owners() {
-    let (_, fs) = fresh();
+fn times_modes_and_owners(rig: &Rig) {
+    let fs = rig.mount();
     let ino = file(&fs, b"f", b"f");
     let early = Time { sec: -5_000_000_000, nsec: 7 };
     let ctime = Time { sec: 9, nsec: 1 };
@@ -301,9 +327,8 @@ fn times_modes_and_owners() {
     assert_eq!(errno(fs.setattr(dir, &USER, &SetAttr { size: Some(1), ..SetAttr::default() })), libc::EISDIR);
 }
 
-#[test]
-fn late_pages_do_not_move_a_time_set_by_hand() {
-    let (_, fs) = fresh();
+fn late_pages_do_not_move_a_time_set_by_hand(rig: &Rig) {
+    let fs = rig.mount();
     let ino = file(&fs, b"f", b"f");
     let handle = fs.open(ino, libc::O_RDWR).unwrap();
     let time = Time { sec: 5, nsec: 0 };
@@ -319,9 +344,8 @@ fn late_pages_do_not_move_a_time_set_by_hand() {
     assert_ne!(fs.getattr(ino).unwrap().mtime, time);
 }
 
-#[test]
-fn access_times_are_relative_and_reach_the_store() {
-    let (store, fs) = fresh();
+fn access_times_are_relative_and_reach_the_store(rig: &Rig) {
+    let fs = rig.mount();
     let ino = file(&fs, b"f", b"f");
     let before = fs.getattr(ino).unwrap().atime;
     read_all(&fs, ino);
@@ -330,13 +354,12 @@ fn access_times_are_relative_and_reach_the_store() {
     read_all(&fs, ino);
     assert_eq!(fs.getattr(ino).unwrap().atime, first);
     settle(&fs);
-    let value = store.get(Key::inode(ino)).unwrap().unwrap();
+    let value = rig.store.get(Key::inode(ino)).unwrap().unwrap();
     assert_eq!(Inode::decode(&value).unwrap().atime, first);
 }
 
-#[test]
-fn holes_are_told_only_when_nobody_writes() {
-    let (_, fs) = fresh();
+fn holes_are_told_only_when_nobody_writes(rig: &Rig) {
+    let fs = rig.mount();
     let ino = file(&fs, b"f", b"");
     fs.write(ino, 3 * BLOCK_U64, &[1; BLOCK], false, false).unwrap();
     fs.setattr(ino, &USER, &SetAttr { size: Some(10 * BLOCK_U64), ..SetAttr::default() }).unwrap();
@@ -354,9 +377,8 @@ fn holes_are_told_only_when_nobody_writes() {
     assert_eq!(seek(5, libc::SEEK_HOLE).unwrap(), 5);
 }
 
-#[test]
-fn ranges_are_reserved_punched_and_zeroed() {
-    let (store, fs) = fresh();
+fn ranges_are_reserved_punched_and_zeroed(rig: &Rig) {
+    let fs = rig.mount();
     let ino = file(&fs, b"f", &[9; 5 * BLOCK]);
     let mut expected = vec![9; 5 * BLOCK];
     let allocate = |offset, length, mode| fs.fallocate(ino, offset, length, mode);
@@ -384,14 +406,13 @@ fn ranges_are_reserved_punched_and_zeroed() {
     fs.setattr(ino, &USER, &SetAttr { size: Some(7 * BLOCK_U64), ..SetAttr::default() }).unwrap();
     assert_eq!(fs.getattr(ino).unwrap().blocks512, 7 * 8, "what is past the end goes");
     fs.unlink(ROOT_INO, b"f").unwrap();
-    check(&store);
+    rig.check();
 }
 
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 
-#[test]
-fn copies_inside_and_between_files() {
-    let (_, fs) = fresh();
+fn copies_inside_and_between_files(rig: &Rig) {
+    let fs = rig.mount();
     let source = file(&fs, b"a", &(0..100_000_u32).map(|i| i as u8).collect::<Vec<_>>());
     let target = file(&fs, b"b", b"");
     assert_eq!(fs.copy_file_range(source, 10, target, 5, 1 << 30).unwrap(), 99_990);
@@ -404,9 +425,8 @@ fn copies_inside_and_between_files() {
     assert_eq!(fs.copy_file_range(large, 0, target, 0, 9 << 20).unwrap(), 8 << 20);
 }
 
-#[test]
-fn extended_attributes_of_all_lengths() {
-    let (store, fs) = fresh();
+fn extended_attributes_of_all_lengths(rig: &Rig) {
+    let fs = rig.mount();
     let ino = file(&fs, b"f", b"");
     assert_eq!(errno(fs.getxattr(ino, b"user.a")), libc::ENODATA);
     for length in [0, 1, 1599, 1600, 1601, 3200, 65_536, 10] {
@@ -433,12 +453,11 @@ fn extended_attributes_of_all_lengths() {
     assert_eq!(errno(fs.getxattr(ino, b"security.capability")), libc::ENODATA);
     assert_eq!(fs.getxattr(ino, b"user.b").unwrap(), b"b");
     fs.unlink(ROOT_INO, b"f").unwrap();
-    assert_eq!(store.items().len(), 1);
+    assert_eq!(rig.items().len(), 1);
 }
 
-#[test]
-fn acls_and_modes_stay_in_step() {
-    let (store, fs) = fresh();
+fn acls_and_modes_stay_in_step(rig: &Rig) {
+    let fs = rig.mount();
     let dir = fs.mkdir(ROOT_INO, b"dir", 0o755, &USER).unwrap().ino;
     fs.setxattr(dir, ACL_DEFAULT, &named(7, 6, 5, 7, 0), 0, &USER).unwrap();
     let umask = Caller { umask: 0o777, ..USER };
@@ -460,13 +479,14 @@ fn acls_and_modes_stay_in_step() {
     fs.unlink(dir, b"f").unwrap();
     fs.rmdir(dir, b"sub").unwrap();
     fs.rmdir(ROOT_INO, b"dir").unwrap();
-    assert_eq!(store.items().len(), 1);
-    check(&store);
+    assert_eq!(rig.items().len(), 1);
+    rig.check();
 }
 
 #[test]
 fn a_failed_fsync_keeps_failing() {
-    let (store, fs) = fresh();
+    let (store, rig) = Rig::memory();
+    let fs = rig.mount();
     let ino = file(&fs, b"f", b"");
     let other = file(&fs, b"g", b"");
     let sync = |ino| {
@@ -484,14 +504,18 @@ fn a_failed_fsync_keeps_failing() {
 
 #[test]
 fn a_failed_change_leaves_memory_as_it_was() {
-    let (store, fs) = fresh();
+    let (store, rig) = Rig::memory();
+    let fs = rig.mount();
     let ino = file(&fs, b"f", &[1; BLOCK]);
     let before = fs.getattr(ino).unwrap();
     store.set_free(0);
     assert_eq!(errno(fs.write(ino, BLOCK_U64, &[1; BLOCK], false, false)), libc::ENOSPC);
-    let root = fs.getattr(ROOT_INO).unwrap();
-    assert_eq!(errno(fs.symlink(ROOT_INO, b"s", b"target", &USER)), libc::ENOSPC);
     assert_eq!(fs.getattr(ino).unwrap(), before);
+    let (entry, _) = fs.load(ino).unwrap();
+    entry.state.lock().inode.as_mut().unwrap().nlink = LINK_MAX;
+    let root = fs.getattr(ROOT_INO).unwrap();
+    assert_eq!(errno(fs.link(ino, ROOT_INO, b"more")), libc::EMLINK);
     assert_eq!(fs.getattr(ROOT_INO).unwrap(), root);
-    check(&store);
+    entry.state.lock().inode.as_mut().unwrap().nlink = 1;
+    rig.check();
 }
