@@ -64,7 +64,7 @@ impl Rig {
             Present { path, backing, found }
         });
         let store = StoreOptions { pages_max: 1024, pages_start: 256, cache_nodes: 256, ..StoreOptions::default() };
-        let options = OpenStore { degraded: false, deadline: DEADLINE, store, on_shrink: None };
+        let options = OpenStore { degraded: false, deadline: DEADLINE, store, on_shrink: None, hold: false };
         let (store, _) = open(present.collect(), options, Arc::new(Seeded::new(seed + 1))).unwrap();
         let real = Arc::new(store);
         Rig { store: Arc::clone(&real) as Arc<dyn StoreApi>, memory: None, real: Some(real), power }
