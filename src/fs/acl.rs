@@ -54,7 +54,7 @@ impl Acl {
     /// # Errors
     /// [`FsError::Invalid`]; an ACL without entries is invalid too (setting one means removing it).
     pub fn decode(value: &[u8]) -> Result<Acl, FsError> {
-        if value.len() < 4 || (value.len() - 4) % 8 != 0 || le32(value, 0) != VERSION {
+        if value.len() < 4 || !(value.len() - 4).is_multiple_of(8) || le32(value, 0) != VERSION {
             return Err(FsError::Invalid);
         }
         let entry = |at| AclEntry { tag: le16(value, at), permissions: le16(value, at + 2), id: le32(value, at + 4) };

@@ -139,7 +139,7 @@ impl Filesystem {
             return Ok(vec![]);
         }
         assert!(to - block * BLOCK as u64 <= BLOCK as u64);
-        if from % BLOCK as u64 == 0 && to % BLOCK as u64 == 0 {
+        if from.is_multiple_of(BLOCK as u64) && to.is_multiple_of(BLOCK as u64) {
             return Ok(vec![]);
         }
         Ok(self.store.prepare_pages(ino, from, &vec![0; (to - from) as usize])?)

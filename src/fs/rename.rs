@@ -214,10 +214,7 @@ impl Filesystem {
             Some((entry, inode)) => Some(self.prepare_ending(entry, inode)?),
             None => None,
         };
-        let whiteout = match whiteout {
-            Some(caller) => Some((self.new_whiteout(), caller)),
-            None => None,
-        };
+        let whiteout = whiteout.map(|caller| (self.new_whiteout(), caller));
         let mut entries = vec![&source.directory, &target.directory, node];
         entries.extend(target.node.iter().map(|(entry, _)| entry));
         entries.extend(whiteout.iter().map(|(entry, _)| entry));

@@ -310,7 +310,7 @@ impl Store {
         }
         let (due, later) = std::mem::take(&mut state.orphans).into_iter().partition(|(group, _)| *group <= pin);
         state.orphans = later;
-        for (_, spans) in Vec::<(Txg, Vec<Span>)>::from(due) {
+        for (_, spans) in due {
             for span in spans {
                 self.space.forget(&self.mirror, span)?;
             }

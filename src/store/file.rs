@@ -124,10 +124,10 @@ impl Store {
         let end = offset + data.len() as u64;
         let (first, last) = (offset / block, (end - 1) / block);
         let mut buf = Buf::zeroed((last - first + 1) as usize * BLOCK);
-        if offset % block != 0 || (first == last && end % block != 0) {
+        if !offset.is_multiple_of(block) || (first == last && !end.is_multiple_of(block)) {
             self.read_file(ino, first * block, &mut buf[..BLOCK])?;
         }
-        if last != first && end % block != 0 {
+        if last != first && !end.is_multiple_of(block) {
             let at = (last - first) as usize * BLOCK;
             self.read_file(ino, last * block, &mut buf[at..at + BLOCK])?;
         }

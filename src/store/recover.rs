@@ -238,7 +238,7 @@ pub fn open(present: Vec<Present>, options: OpenStore, world: Arc<dyn World>) ->
         )));
     }
     let label = present[0].found.label.clone();
-    let replicas: Vec<(ReplicaName, Option<Arc<dyn Backing>>, bool)> = choice
+    let replicas: Vec<_> = choice
         .members
         .iter()
         .zip(&choice.root.members)
