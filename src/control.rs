@@ -107,6 +107,7 @@ pub trait Control: Send + Sync + 'static {
 /// A listening socket; removed from the directory when dropped.
 pub struct Server {
     path: PathBuf,
+    clients: Arc<AtomicUsize>,
 }
 
 impl Server {
@@ -122,15 +123,26 @@ impl Server {
         let listener = UnixListener::bind(path)?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
         let clients = Arc::new(AtomicUsize::new(0));
+        let clients_of_thread = clients.clone();
         std::thread::Builder::new().name("control".into()).spawn(move || {
             for stream in listener.incoming() {
                 match stream {
-                    Ok(stream) => admit(stream, &control, &clients),
+                    Ok(stream) => admit(stream, &control, &clients_of_thread),
                     Err(_) => std::thread::sleep(Duration::from_millis(100)), // out of descriptors: do not spin
                 }
             }
         })?;
-        Ok(Server { path: path.to_owned() })
+        Ok(Server { path: path.to_owned(), clients })
+    }
+
+    /// Wait until every client has hung up, or `patience` is over.
+    pub fn drain(&self, patience: Duration) {
+        let step = Duration::from_millis(10);
+        let mut waited = Duration::ZERO;
+        while self.clients.load(Ordering::Relaxed) > 0 && waited < patience {
+            std::thread::sleep(step);
+            waited += step;
+        }
     }
 }
 

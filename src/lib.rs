@@ -18,9 +18,11 @@ pub mod format;
 
 pub mod cli;
 pub mod control;
+pub mod daemon;
 pub mod disk;
 pub mod error;
 pub mod fs;
+pub mod fuse;
 pub mod mount;
 pub mod store;
 pub mod volume;

@@ -1,0 +1,309 @@
+//! The process behind a mount: opens the volume, mounts, serves, and ends in order.
+//!
+//! *Guarantees*: `stablefs mount` returns success only when the mount answers; when the daemon ends by request, signal or
+//! `umount(8)`, everything done on the mount is durable, and what failed is said. Only what was mounted here is unmounted.
+//! *Assumes*: no threads run yet when [`serve`] is called (process settings are inherited by threads).
+//! *Fails when*: a part cannot be had; the parts before it are undone and one line tells why.
+//! *Order*: process settings → mount point → volume → filesystem → mount → threads → requests → control socket → ready.
+//! The end runs backwards: commit, unmount, stop answering, commit and close.
+//! *Not here*: becoming a background process (`launch`), what status says (`report`), long work (`task`).
+
+pub mod journal;
+pub mod launch;
+pub mod report;
+mod service;
+pub mod task;
+mod work;
+
+use crate::cli::options::{self, MountOptions};
+use crate::control::{Server, place};
+use crate::fs::{Filesystem, FsOptions};
+use crate::fuse::ServeOptions;
+use crate::fuse::fuser::Session;
+use crate::mount::{self, MountError, MountPlan, Mounted};
+use crate::volume::{OpenOptions, Volume};
+use parking_lot::RwLock;
+use service::Service;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+/// How long the kernel may take to end a session after its mount is gone; it takes longer only if another mount
+/// namespace holds a copy.
+const SESSION_END_MAX: Duration = Duration::from_secs(3);
+/// How long a client may take to read the last answer.
+const LAST_ANSWER_MAX: Duration = Duration::from_secs(2);
+/// Pause of the background reclaim when there was nothing to do.
+const RECLAIM_PAUSE: Duration = Duration::from_secs(1);
+
+/// What to mount, as the user said it.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Paths of the replicas.
+    pub replicas: Vec<PathBuf>,
+    /// Where to.
+    pub mountpoint: PathBuf,
+    /// `-o`.
+    pub options: MountOptions,
+}
+
+/// Something that the main thread must act on.
+pub(crate) enum Event {
+    /// SIGTERM, SIGINT or SIGHUP.
+    Signal(i32),
+    /// Nothing is mounted any more.
+    SessionEnded,
+    /// A client wants the mount to end.
+    Umount {
+        /// Detach although files are open.
+        lazy: bool,
+        /// Where the outcome goes.
+        answer: Sender<Result<(), String>>,
+    },
+}
+
+/// The volume as the threads of the daemon share it; `None` once it is closed.
+pub(crate) type SharedVolume = Arc<RwLock<Option<Volume>>>;
+
+struct Running {
+    volume: SharedVolume,
+    session: Session,
+    mounted: Mounted,
+    service: Arc<Service>,
+    server: Server,
+    events: Receiver<Event>,
+    stopping: Arc<AtomicBool>,
+}
+
+/// Mount, serve until the mount ends, close. `ready` is called when the mount answers, with the file for the log.
+///
+/// # Errors
+/// One line for the user: it could not be mounted, or the last changes could not be made durable.
+pub fn serve(job: &Job, ready: &mut dyn FnMut(Option<&Path>) -> Result<(), String>) -> Result<(), String> {
+    prepare_process();
+    let (running, log) = start(job)?;
+    if let Err(error) = ready(log.as_deref()) {
+        running.service.stop_tasks();
+        let _ = running.mounted.unmount(true); // nobody has used it yet
+        let _ = running.finish();
+        return Err(error);
+    }
+    log::info!("mounted at {}", running.mounted.path.display());
+    running.run()
+}
+
+/// Best effort each; none is needed to be right.
+fn prepare_process() {
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let _ = rustix::thread::set_name(c"stablefs");
+    let _ = rustix::process::configure_io_flusher_behavior(true); // our writes must not wait for our own mount's
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
+}
+
+fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
+    let say = |error: &dyn std::fmt::Display| error.to_string();
+    let replicas = absolute(&job.replicas)?;
+    let mountpoint = mount::check_mountpoint(&job.mountpoint, &replicas).map_err(|error| say(&error))?;
+    let place = place::prepare().map_err(|error| format!("no place for the control socket: {error}"))?;
+    let open = OpenOptions {
+        read_only: job.options.read_only,
+        degraded: job.options.degraded,
+        deadline: job.options.deadline,
+        ..OpenOptions::default()
+    };
+    let volume = Volume::open(&replicas, &open).map_err(|error| say(&error))?;
+    let filesystem_options =
+        FsOptions { noatime: job.options.no_access_times, writeback_cache: job.options.writeback };
+    let filesystem = match Filesystem::new(volume.store.clone(), filesystem_options) {
+        Ok(filesystem) => Arc::new(filesystem),
+        Err(error) => return Err(abandon(volume, format!("the root directory cannot be read: {error}"))),
+    };
+    let (descriptor, mounted) = match mount::mount(&plan(job, &replicas, mountpoint)) {
+        Ok(both) => both,
+        Err(error) => return Err(abandon(volume, error.to_string())),
+    };
+    volume.start();
+    let (sender, events) = channel();
+    let at_end = sender.clone();
+    let on_end = Box::new(move || {
+        let _ = at_end.send(Event::SessionEnded); // nobody listens: the end has begun already
+    });
+    let serve_options = ServeOptions { threads: job.options.threads, writeback: job.options.writeback };
+    let session = match Session::start(descriptor, filesystem.clone(), &serve_options, on_end) {
+        Ok(session) => session,
+        Err(error) => {
+            let _ = mounted.unmount(true); // the error below is what matters
+            return Err(abandon(volume, format!("the kernel does not talk to us: {error}")));
+        }
+    };
+    let log = job.options.log.clone().unwrap_or_else(|| place.join(place::name(mounted.device, "log")));
+    let volume: SharedVolume = Arc::new(RwLock::new(Some(volume)));
+    let service = Arc::new(Service::new(volume.clone(), mounted.clone(), job, log.clone(), sender.clone()));
+    let rest = Server::start(&place.join(place::name(mounted.device, "sock")), service.clone())
+        .map_err(|error| format!("the control socket cannot be made in {}: {error}", place.display()))
+        .and_then(|server| watch_signals(sender).map(|()| server));
+    let server = match rest {
+        Ok(server) => server,
+        Err(error) => {
+            let _ = mounted.unmount(true);
+            session.stop_answering();
+            return Err(volume.write().take().map_or(error.clone(), |volume| abandon(volume, error)));
+        }
+    };
+    let stopping = Arc::new(AtomicBool::new(false));
+    start_reclaim(filesystem, stopping.clone());
+    Ok((Running { volume, session, mounted, service, server, events, stopping }, Some(log)))
+}
+
+/// Close a volume that is not to be served after all.
+fn abandon(volume: Volume, error: String) -> String {
+    match volume.close() {
+        Ok(()) => error,
+        Err(close) => format!("{error}; and the volume did not close: {close}"),
+    }
+}
+
+fn absolute(paths: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
+    let one = |path: &PathBuf| std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()));
+    paths.iter().map(one).collect()
+}
+
+fn plan(job: &Job, replicas: &[PathBuf], mountpoint: PathBuf) -> MountPlan {
+    let root = rustix::process::geteuid().is_root();
+    MountPlan {
+        mountpoint,
+        source: job.options.fsname.clone().unwrap_or_else(|| options::join_source(replicas)),
+        subtype: job.options.subtype.clone(),
+        read_only: job.options.read_only,
+        allow_other: job.options.allow_other.unwrap_or(root),
+        device_nodes: root && job.options.device_nodes,
+        set_user_id: root && job.options.set_user_id,
+        execute: job.options.execute,
+        no_access_times: job.options.no_access_times,
+    }
+}
+
+fn watch_signals(events: Sender<Event>) -> Result<(), String> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])
+        .map_err(|error| format!("signals cannot be caught: {error}"))?;
+    let spawned = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            if events.send(Event::Signal(signal)).is_err() {
+                return;
+            }
+        }
+    });
+    spawned.map(|_| ()).map_err(|error| format!("no thread for signals: {error}"))
+}
+
+/// Content of files without a name is reclaimed in small steps.
+fn start_reclaim(filesystem: Arc<Filesystem>, stopping: Arc<AtomicBool>) {
+    let work = move || {
+        while !stopping.load(Ordering::Relaxed) {
+            match filesystem.reclaim_step() {
+                Ok(true) => {}
+                Ok(false) => std::thread::sleep(RECLAIM_PAUSE),
+                Err(error) => {
+                    log::warn!("reclaiming space of deleted files: {error}");
+                    std::thread::sleep(10 * RECLAIM_PAUSE);
+                }
+            }
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("reclaim".into()).spawn(work) {
+        log::error!("no thread to reclaim space of deleted files: {error}");
+    }
+}
+
+impl Running {
+    /// Until the mount ends.
+    fn run(self) -> Result<(), String> {
+        loop {
+            match self.events.recv() {
+                Ok(Event::SessionEnded) | Err(_) => {
+                    log::info!("unmounted");
+                    return self.finish();
+                }
+                Ok(Event::Signal(signal)) => {
+                    log::info!("signal {signal}: unmounting");
+                    self.commit_before_end();
+                    if let Err(MountError::Busy(_)) = self.mounted.unmount(false) {
+                        log::warn!("files are open: they answer ENOTCONN from now on");
+                        if let Err(error) = self.mounted.unmount(true) {
+                            log::warn!("{error}");
+                        }
+                    }
+                    self.wait_for_session();
+                    return self.finish();
+                }
+                Ok(Event::Umount { lazy, answer }) => {
+                    self.commit_before_end();
+                    if let Err(error) = self.mounted.unmount(lazy) {
+                        let _ = answer.send(Err(error.to_string())); // the client may have gone
+                        continue;
+                    }
+                    if lazy && !self.wait_for_session() {
+                        let _ = answer.send(Ok(()));
+                        continue; // open files stay usable; the session ends with the last of them
+                    }
+                    self.wait_for_session();
+                    return self.finish_for(&answer);
+                }
+            }
+        }
+    }
+
+    /// Make the last commit short. Its errors come again at the close, and are told there.
+    fn commit_before_end(&self) {
+        if let Some(volume) = &*self.volume.read()
+            && let Err(error) = volume.store.sync()
+        {
+            log::error!("commit before unmounting: {error}");
+        }
+    }
+
+    /// Wait a little for the kernel to let go; whether it did.
+    fn wait_for_session(&self) -> bool {
+        if self.session.is_ended() {
+            return true;
+        }
+        let until = std::time::Instant::now() + SESSION_END_MAX;
+        while let Ok(event) = self.events.recv_timeout(until.saturating_duration_since(std::time::Instant::now())) {
+            match event {
+                Event::SessionEnded => return true,
+                Event::Signal(_) => {}
+                Event::Umount { answer, .. } => {
+                    let _ = answer.send(Err("the daemon is ending already".into()));
+                }
+            }
+        }
+        self.session.is_ended()
+    }
+
+    fn finish(self) -> Result<(), String> {
+        let (answer, _outcome) = channel();
+        self.finish_for(&answer)
+    }
+
+    /// Stop everything, make everything durable, tell `answer`.
+    fn finish_for(self, answer: &Sender<Result<(), String>>) -> Result<(), String> {
+        self.session.stop_answering();
+        self.stopping.store(true, Ordering::Relaxed);
+        self.service.stop_tasks();
+        let volume = self.volume.write().take();
+        let outcome = match volume.map(Volume::close) {
+            None | Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(format!("the last changes could not be made durable: {error}")),
+        };
+        match &outcome {
+            Ok(()) => log::info!("closed"),
+            Err(error) => log::error!("{error}"),
+        }
+        let _ = answer.send(outcome.clone()); // the client may have gone
+        self.server.drain(LAST_ANSWER_MAX);
+        outcome
+    }
+}

@@ -1,0 +1,138 @@
+//! What the control socket is answered with.
+//!
+//! *Guarantees*: status looks at memory only, so that it answers while a backing hangs. *Assumes*: the main thread acts on
+//! events. *Fails when*: the volume is closed already: "the daemon is ending". *Order*: the volume's lock is taken shared,
+//! and exclusively only at the end, when tasks have been asked to stop. *Not here*: the protocol (`control`).
+
+use super::report::{self, MountReport, Report};
+use super::task::{Task, TaskReport, Work};
+use super::{Event, Job, SharedVolume};
+use crate::control::{Control, Progress, Request, ScrubAction};
+use crate::mount::Mounted;
+use crate::world::{Machine, World};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
+
+/// How long the end of the daemon waits for a task that was asked to stop.
+const TASK_END_MAX: Duration = Duration::from_secs(30);
+const ENDING: &str = "the daemon is ending";
+
+/// The daemon's side of the control socket.
+pub struct Service {
+    volume: SharedVolume,
+    mount: MountReport,
+    events: Mutex<Sender<Event>>,
+    task: Mutex<Option<Arc<Task>>>,
+}
+
+fn now_ns() -> i64 {
+    Machine.now_ns()
+}
+
+impl Service {
+    /// A service over `volume`, mounted as `mounted`.
+    pub fn new(volume: SharedVolume, mounted: Mounted, job: &Job, log: PathBuf, events: Sender<Event>) -> Service {
+        let mount = MountReport {
+            path: mounted.path.to_string_lossy().into_owned(),
+            read_only: job.options.read_only,
+            writeback: job.options.writeback,
+            deadline_ms: u64::try_from(job.options.deadline.as_millis()).unwrap_or(u64::MAX),
+            since_ns: now_ns(),
+            process: std::process::id(),
+            log: log.to_string_lossy().into_owned(),
+        };
+        Service { volume, mount, events: Mutex::new(events), task: Mutex::default() }
+    }
+
+    /// Ask the running task to stop and wait for it.
+    pub fn stop_tasks(&self) {
+        if let Some(task) = self.task.lock().take() {
+            task.stop();
+            if !task.wait(TASK_END_MAX) {
+                log::warn!("the {} does not stop", task.report().kind);
+            }
+        }
+    }
+
+    fn status(&self) -> Result<Value, String> {
+        let volume = self.volume.try_read().ok_or(ENDING)?;
+        let volume = volume.as_ref().ok_or(ENDING)?;
+        let task: Option<TaskReport> = self.task.lock().as_ref().map(|task| task.report());
+        let report: Report = report::make(volume, self.mount.clone(), task);
+        serde_json::to_value(report).map_err(|error| error.to_string())
+    }
+
+    fn sync(&self) -> Result<Value, String> {
+        let volume = self.volume.read();
+        let volume = volume.as_ref().ok_or(ENDING)?;
+        volume.store.sync().map_err(|error| error.to_string())?;
+        Ok(json!({}))
+    }
+
+    /// Begin a task, unless another one runs.
+    fn begin(&self, kind: &str, work: Work) -> Result<Arc<Task>, String> {
+        let mut current = self.task.lock();
+        if let Some(task) = current.as_ref().filter(|task| task.is_running()) {
+            return Err(format!("a {} is running; see how far: stablefs status {}", task.report().kind, self.mount.path));
+        }
+        let task = Task::begin(kind, now_ns, work)?;
+        *current = Some(task.clone());
+        Ok(task)
+    }
+
+    fn running(&self, kind: &str) -> Option<Arc<Task>> {
+        self.task.lock().clone().filter(|task| task.is_running() && task.report().kind == kind)
+    }
+
+    fn scrub(&self, action: ScrubAction, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<Value, String> {
+        match (action, self.running("scrub")) {
+            (ScrubAction::Start, Some(task)) => task.follow(progress),
+            (ScrubAction::Start, None) => {
+                let volume = self.volume.clone();
+                let work: Work = Box::new(move |tell| super::work::scrub(volume.read().as_ref().ok_or(ENDING)?, tell));
+                self.begin("scrub", work)?.follow(progress)
+            }
+            (ScrubAction::Status, _) => {
+                let task = self.task.lock().as_ref().map(|task| task.report()).filter(|task| task.kind == "scrub");
+                let task = task.ok_or_else(|| format!("no scrub since the mount; start one: stablefs scrub {}", self.mount.path))?;
+                serde_json::to_value(task).map_err(|error| error.to_string())
+            }
+            (ScrubAction::Stop, Some(task)) => {
+                task.stop();
+                task.wait(TASK_END_MAX);
+                Ok(json!({}))
+            }
+            (ScrubAction::Stop, None) => Err("no scrub is running".into()),
+        }
+    }
+
+    fn replace(&self, old: String, new: String, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<Value, String> {
+        let volume = self.volume.clone();
+        let work: Work = Box::new(move |tell| super::work::replace(volume.read().as_ref().ok_or(ENDING)?, &old, &new, tell));
+        self.begin("replace", work)?.follow(progress)
+    }
+
+    fn umount(&self, lazy: bool) -> Result<Value, String> {
+        let (answer, outcome) = channel();
+        self.events.lock().send(Event::Umount { lazy, answer }).map_err(|_| ENDING)?;
+        outcome.recv().map_err(|_| ENDING)??;
+        Ok(json!({}))
+    }
+}
+
+impl Control for Service {
+    fn answer(&self, request: Request, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<Value, String> {
+        match request {
+            Request::Ping {} => Ok(json!({ "process": std::process::id() })),
+            Request::Status {} => self.status(),
+            Request::Sync {} => self.sync(),
+            Request::Scrub { action } => self.scrub(action, progress),
+            Request::Replace { old, new } => self.replace(old, new, progress),
+            Request::Umount { lazy } => self.umount(lazy),
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! The long work of a mounted volume, as tasks see it.
+//!
+//! *Guarantees*: a refusal names the reason. *Assumes*: as `task`. *Fails when*: the volume says so. *Order*: none.
+//! *Not here*: how it is done (`Volume`).
+
+use crate::control::Progress;
+use crate::volume::Volume;
+use serde_json::Value;
+
+/// Prove every block on every replica from the medium and heal what is damaged.
+///
+/// # Errors
+/// As the volume's scrub.
+pub fn scrub(_volume: &Volume, _tell: &mut dyn FnMut(Progress) -> bool) -> Result<Value, String> {
+    Err("this build cannot scrub".into())
+}
+
+/// Resync the replica `old` (path or number) onto `new`.
+///
+/// # Errors
+/// As the volume's replace.
+pub fn replace(
+    _volume: &Volume,
+    _old: &str,
+    _new: &str,
+    _tell: &mut dyn FnMut(Progress) -> bool,
+) -> Result<Value, String> {
+    Err("this build cannot replace".into())
+}
