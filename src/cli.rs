@@ -1,2 +1,305 @@
-//! cli
+//! The command line: one program for everything, also under the names `mkfs.stablefs`, `fsck.stablefs` and `mount.fuse` calls.
+//!
+//! *Guarantees*: a refusal is one line on standard error, names the next command, and changes nothing. Results go to
+//! standard output, progress to standard error and only to a terminal.
+//! *Assumes*: nothing. *Fails when*: see the exit codes. *Order*: none. *Not here*: the work (`volume`, `daemon`).
+//!
+//! | exit code | meaning |
+//! |---|---|
+//! | 0 | done; `status`: healthy |
+//! | 1 | failed; `status`: something is hurt |
+//! | 2 | wrong usage; `status`: cannot be asked |
+//! | 0 1 4 8 16 | `fsck`, as fsck(8): clean, repaired, errors left, failed, wrong usage (sums of these) |
+
+mod mounting;
+mod offline;
 pub mod options;
+mod status;
+mod talk;
+mod task;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// Exit code: failed.
+pub(crate) const FAILED: u8 = 1;
+/// Exit code: wrong usage.
+pub(crate) const USAGE: u8 = 2;
+
+#[derive(Debug, Parser)]
+#[command(name = "stablefs", version, about = "A mirrored filesystem that is stable memory: every block on two disks, every read proven, damage healed on the way")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a new volume on two to four replicas (directories, files or block devices)
+    Format(FormatArgs),
+    /// Mount a volume; returns when it is mounted
+    Mount(MountArgs),
+    /// Tell how a mounted volume is, what that means and what to do
+    Status(StatusArgs),
+    /// Copy everything onto a new replica in place of an old one, on the live mount
+    Replace(ReplaceArgs),
+    /// Prove every block on every replica from the medium, and heal what is damaged
+    Scrub(ScrubArgs),
+    /// Make everything durable that was done on a mount (sync(2) does not reach it)
+    Sync(PlaceArgs),
+    /// Unmount; returns when everything is durable and the daemon is gone
+    Umount(UmountArgs),
+    /// Check a volume that is not mounted, and repair it
+    Fsck(FsckArgs),
+    /// Tell the version
+    Version,
+}
+
+/// `stablefs format`.
+#[derive(Debug, Args)]
+pub(crate) struct FormatArgs {
+    /// Places of the replicas, best on different disks
+    #[arg(required = true, num_args = 1..)]
+    replicas: Vec<PathBuf>,
+    /// Size of the volume, for example 100G [default: what the smallest replica has room for]
+    #[arg(long, short, value_parser = options::parse_size)]
+    size: Option<u64>,
+    /// Name of the volume
+    #[arg(long, short = 'L', default_value = "")]
+    label: String,
+    /// Overwrite what is there
+    #[arg(long, short)]
+    force: bool,
+    /// Tell the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `stablefs mount`.
+#[derive(Debug, Args)]
+pub(crate) struct MountArgs {
+    /// Places of the replicas, then the mount point
+    #[arg(required = true, num_args = 2.., value_names = ["REPLICA", "MOUNTPOINT"])]
+    places: Vec<PathBuf>,
+    /// Options, separated by commas: ro, degraded, allow_other, deadline=5s, fsname=NAME, writeback, threads=8, noatime, log=FILE, …
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    options: Vec<String>,
+    /// Stay in the foreground; log to standard error
+    #[arg(long, short)]
+    foreground: bool,
+    /// Pass over unknown options (mount(8) -s)
+    #[arg(long, hide = true)]
+    sloppy: bool,
+    #[arg(long, hide = true)]
+    daemon_child: bool,
+}
+
+/// `stablefs status`.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Mount point [default: all that are mounted]
+    mountpoint: Option<PathBuf>,
+    /// Tell it as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `stablefs replace`.
+#[derive(Debug, Args)]
+pub(crate) struct ReplaceArgs {
+    /// Mount point
+    mountpoint: PathBuf,
+    /// Path or number of the replica to replace, as status tells it
+    old: String,
+    /// Place of the new one; may be the same place, emptied
+    new: PathBuf,
+    /// Tell the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `stablefs scrub`.
+#[derive(Debug, Args)]
+pub(crate) struct ScrubArgs {
+    /// Mount point
+    mountpoint: PathBuf,
+    /// Tell how far it is, or what the last one found
+    #[arg(long, conflicts_with = "stop")]
+    status: bool,
+    /// Stop the one that runs
+    #[arg(long)]
+    stop: bool,
+    /// Tell the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A command that needs a mount point only.
+#[derive(Debug, Args)]
+pub(crate) struct PlaceArgs {
+    /// Mount point
+    mountpoint: PathBuf,
+}
+
+/// `stablefs umount`.
+#[derive(Debug, Args)]
+pub(crate) struct UmountArgs {
+    /// Mount point
+    mountpoint: PathBuf,
+    /// Detach it although files are open; they stay usable until they are closed
+    #[arg(long, short)]
+    lazy: bool,
+}
+
+/// `stablefs fsck`.
+#[derive(Debug, Args)]
+pub(crate) struct FsckArgs {
+    /// Places of the replicas
+    #[arg(required = true, num_args = 1..)]
+    replicas: Vec<PathBuf>,
+    /// Look only, change nothing
+    #[arg(short = 'n', conflicts_with = "repair")]
+    look: bool,
+    /// Repair everything that can be repaired
+    #[arg(short = 'y', visible_short_aliases = ['p', 'a'])]
+    repair: bool,
+    /// Check although the volume was closed in order (it always is checked)
+    #[arg(short = 'f', hide = true)]
+    force: bool,
+    /// Tell more
+    #[arg(short, long)]
+    verbose: bool,
+    /// Tell the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Run the command that `words` (with the program's name first) ask for; returns the exit code.
+pub fn run(words: Vec<OsString>) -> u8 {
+    let (words, program) = translate(words);
+    let cli = match Cli::try_parse_from(words) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print(); // nobody to tell
+            let usage = if program == "fsck.stablefs" { offline::FSCK_USAGE } else { USAGE };
+            return if error.use_stderr() { usage } else { 0 };
+        }
+    };
+    match cli.command {
+        Command::Format(args) => told(offline::format(&args)),
+        Command::Mount(args) => told(mounting::mount(&args)),
+        Command::Status(args) => status::status(&args),
+        Command::Replace(args) => told(task::replace(&args)),
+        Command::Scrub(args) => told(task::scrub(&args)),
+        Command::Sync(args) => told(mounting::sync(&args.mountpoint)),
+        Command::Umount(args) => told(mounting::umount(&args)),
+        Command::Fsck(args) => offline::fsck(&args),
+        Command::Version => {
+            println!("stablefs {} (format {})", env!("CARGO_PKG_VERSION"), crate::format::label::FORMAT_VERSION);
+            0
+        }
+    }
+}
+
+fn told(outcome: Result<(), String>) -> u8 {
+    match outcome {
+        Ok(()) => 0,
+        Err(text) => {
+            if !text.is_empty() {
+                complain(&text);
+            }
+            FAILED
+        }
+    }
+}
+
+/// One line to standard error.
+pub(crate) fn complain(text: &str) {
+    eprintln!("stablefs: {text}");
+}
+
+/// Other names of this program become commands, and `stablefs /a:/b /mnt` (what mount.fuse calls) becomes a mount.
+fn translate(mut words: Vec<OsString>) -> (Vec<OsString>, String) {
+    let program = words.first().and_then(|first| Path::new(first).file_name()).unwrap_or_default();
+    let program = program.to_string_lossy().into_owned();
+    let command = match program.as_str() {
+        "mkfs.stablefs" => Some("format"),
+        "fsck.stablefs" => Some("fsck"),
+        "mount.stablefs" | "mount.fuse.stablefs" => Some("mount"),
+        "umount.stablefs" | "umount.fuse.stablefs" => Some("umount"),
+        _ => {
+            let is_path = words.get(1).is_some_and(|word| word.as_bytes().contains(&b'/'));
+            is_path.then_some("mount")
+        }
+    };
+    let name = OsString::from("stablefs");
+    match (command, words.is_empty()) {
+        (_, true) => words.push(name),
+        (Some(command), false) => {
+            words[0] = name;
+            words.insert(1, command.into());
+        }
+        (None, false) => words[0] = name,
+    }
+    (words, program)
+}
+
+/// Replicas as typed: several words, or one `/a:/b` that is no path itself.
+pub(crate) fn replicas_of(words: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
+    match words {
+        [one] if one.as_os_str().as_bytes().contains(&b':') && !one.exists() => {
+            let text = one.to_str().ok_or_else(|| format!("{}: the source is not UTF-8", one.display()))?;
+            options::split_source(text)
+        }
+        _ => Ok(words.to_vec()),
+    }
+}
+
+/// The definition of the command line, for tests and manuals.
+pub fn definition() -> clap::Command {
+    Cli::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &[&str]) -> Result<Command, clap::Error> {
+        let (words, _) = translate(line.iter().map(OsString::from).collect());
+        Cli::try_parse_from(words).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        definition().debug_assert();
+    }
+
+    #[test]
+    fn other_names_are_commands() {
+        assert!(matches!(parse(&["/sbin/mkfs.stablefs", "-L", "x", "/a", "/b"]), Ok(Command::Format(_))));
+        let Ok(Command::Fsck(fsck)) = parse(&["fsck.stablefs", "-p", "/a", "/b"]) else { panic!("fsck") };
+        assert!(fsck.repair && !fsck.look);
+        let Ok(Command::Mount(mount)) = parse(&["stablefs", "/a:/b", "/mnt", "-o", "rw,dev"]) else { panic!("mount") };
+        assert_eq!(replicas_of(&mount.places[..1]).unwrap(), ["/a", "/b"].map(PathBuf::from));
+        assert_eq!(mount.options, ["rw,dev"]);
+    }
+
+    #[test]
+    fn wrong_usage_is_refused() {
+        for line in [
+            &["stablefs"][..],
+            &["stablefs", "bogus"],
+            &["stablefs", "mount", "/a"],
+            &["stablefs", "format"],
+            &["stablefs", "format", "--size", "10X", "/a", "/b"],
+            &["stablefs", "fsck", "-n", "-y", "/a"],
+            &["stablefs", "scrub", "--status", "--stop", "/m"],
+            &["stablefs", "umount"],
+            &["stablefs", "mount", "--bogus", "/a", "/b", "/m"],
+        ] {
+            assert!(parse(line).is_err(), "{line:?}");
+        }
+    }
+}

@@ -124,7 +124,10 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
         Ok(both) => both,
         Err(error) => return Err(abandon(volume, error.to_string())),
     };
-    volume.start();
+    if let Err(error) = volume.start() {
+        let _ = mounted.unmount(true); // the error below is what matters
+        return Err(abandon(volume, error.to_string()));
+    }
     let (sender, events) = channel();
     let at_end = sender.clone();
     let on_end = Box::new(move || {
@@ -160,7 +163,7 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
 /// Close a volume that is not to be served after all.
 fn abandon(volume: Volume, error: String) -> String {
     match volume.close() {
-        Ok(()) => error,
+        Ok(_hanging) => error,
         Err(close) => format!("{error}; and the volume did not close: {close}"),
     }
 }
@@ -295,7 +298,11 @@ impl Running {
         self.service.stop_tasks();
         let volume = self.volume.write().take();
         let outcome = match volume.map(Volume::close) {
-            None | Some(Ok(())) => Ok(()),
+            None => Ok(()),
+            Some(Ok(hanging)) => {
+                hanging.iter().for_each(|path| log::warn!("{path} still hangs; what it was sent may land later"));
+                Ok(())
+            }
             Some(Err(error)) => Err(format!("the last changes could not be made durable: {error}")),
         };
         match &outcome {

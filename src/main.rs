@@ -1,1 +1,5 @@
-fn main() {}
+//! The program.
+
+fn main() -> std::process::ExitCode {
+    std::process::ExitCode::from(stablefs::cli::run(std::env::args_os().collect()))
+}

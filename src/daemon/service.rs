@@ -38,9 +38,7 @@ impl Service {
     pub fn new(volume: SharedVolume, mounted: Mounted, job: &Job, log: PathBuf, events: Sender<Event>) -> Service {
         let mount = MountReport {
             path: mounted.path.to_string_lossy().into_owned(),
-            read_only: job.options.read_only,
             writeback: job.options.writeback,
-            deadline_ms: u64::try_from(job.options.deadline.as_millis()).unwrap_or(u64::MAX),
             since_ns: now_ns(),
             process: std::process::id(),
             log: log.to_string_lossy().into_owned(),

@@ -1,0 +1,92 @@
+//! `mount`, `umount`, `sync`.
+//!
+//! *Guarantees*: as the commands say in `cli`. *Assumes*: nothing. *Fails when*: one line. *Order*: for `umount`: hold on
+//! to the daemon's process, ask, hang up, wait for its end. *Not here*: the daemon.
+
+use super::options::{self, MountOptions};
+use super::{MountArgs, UmountArgs, replicas_of, talk};
+use crate::control::{CallError, Request};
+use crate::daemon::{self, Job, journal, launch, report::shell_word};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{PidfdFlags, pidfd_open};
+use std::ffi::OsString;
+use std::path::Path;
+
+/// How long a daemon may take to end after its last answer, s.
+const PROCESS_END_MAX_S: i64 = 30;
+
+/// Mount.
+pub(super) fn mount(args: &MountArgs) -> Result<(), String> {
+    let job = job(args)?;
+    if args.daemon_child {
+        return launch::run_child(&job).map_err(|_told_already| String::new());
+    }
+    if job.options.foreground {
+        journal::start();
+        return daemon::serve(&job, &mut |_| {
+            let log = job.options.log.as_deref();
+            journal::divert(log).map_err(|error| format!("the log cannot be opened: {error}"))
+        });
+    }
+    let mut words: Vec<OsString> = Vec::new();
+    for list in &args.options {
+        words.extend(["-o".into(), list.into()]);
+    }
+    if args.sloppy {
+        words.push("--sloppy".into());
+    }
+    words.push("--".into());
+    words.extend(args.places.iter().map(|place| place.clone().into_os_string()));
+    launch::launch(&words)
+}
+
+fn job(args: &MountArgs) -> Result<Job, String> {
+    let mut options = MountOptions::default();
+    for list in &args.options {
+        let parsed = options::parse_list(list, &mut options);
+        if let (Err(error), false) = (parsed, args.sloppy) {
+            return Err(error);
+        }
+    }
+    options.foreground |= args.foreground;
+    let (mountpoint, replicas) = args.places.split_last().ok_or("give replicas and a mount point")?;
+    Ok(Job { replicas: replicas_of(replicas)?, mountpoint: mountpoint.clone(), options })
+}
+
+/// Make everything durable.
+pub(super) fn sync(mountpoint: &Path) -> Result<(), String> {
+    talk::ask(mountpoint, &Request::Sync {}).map(|_| ())
+}
+
+/// Unmount, and wait until the daemon is gone.
+pub(super) fn umount(args: &UmountArgs) -> Result<(), String> {
+    let entry = talk::find(&args.mountpoint)?;
+    let wanted = crate::mount::table::lexical(&args.mountpoint).unwrap_or_default();
+    if wanted.starts_with(&entry.path) && wanted != entry.path {
+        let (wanted, place) = (args.mountpoint.display(), entry.path.display());
+        return Err(format!("{wanted} is not a mount point, it lies in the one at {place}: stablefs umount {place}"));
+    }
+    let mut client = talk::connect(&entry)?;
+    let process = client.peer_process().and_then(|process| pidfd_open(process, PidfdFlags::empty()).ok());
+    let outcome = client.call(&Request::Umount { lazy: args.lazy }, &mut |_| {});
+    drop(client); // the daemon waits for us to hang up
+    let place = shell_word(&entry.path.to_string_lossy());
+    match outcome {
+        Ok(_) => {}
+        Err(CallError::Refused(text)) => return Err(text),
+        Err(CallError::Gone(_)) => {
+            return Err(format!("the daemon of {place} died while it unmounted; what was synced is safe, the rest may be missing"));
+        }
+    }
+    let Some(process) = process else { return Ok(()) };
+    let wait = if args.lazy { 0 } else { PROCESS_END_MAX_S };
+    let mut waited = [PollFd::new(&process, PollFlags::IN)];
+    loop {
+        match poll(&mut waited, Some(&Timespec { tv_sec: wait, tv_nsec: 0 })) {
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(0) if !args.lazy => return Err(format!("{place} is unmounted and durable, but its daemon has not ended")),
+            Ok(_) => return Ok(()),
+            Err(error) => return Err(format!("cannot wait for the daemon of {place}: {error}")),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! `scrub` and `replace`: long work in the daemon, watched from here.
+//!
+//! *Guarantees*: interrupting the command does not stop the work. *Assumes*: nothing. *Fails when*: one line.
+//! *Order*: none. *Not here*: the work.
+
+use super::{ReplaceArgs, ScrubArgs, status, talk};
+use crate::control::{Request, ScrubAction};
+use crate::daemon::report::shell_word;
+use crate::daemon::task::TaskReport;
+use serde_json::Value;
+
+/// Scrub, look or stop.
+pub(super) fn scrub(args: &ScrubArgs) -> Result<(), String> {
+    let action = match (args.status, args.stop) {
+        (true, _) => ScrubAction::Status,
+        (_, true) => ScrubAction::Stop,
+        _ => ScrubAction::Start,
+    };
+    let result = talk::ask(&args.mountpoint, &Request::Scrub { action })?;
+    match action {
+        _ if args.json => print_json(&result),
+        ScrubAction::Stop => Ok(()),
+        ScrubAction::Start => {
+            print_result(&result);
+            verdict(&result)
+        }
+        ScrubAction::Status => {
+            let task: TaskReport = serde_json::from_value(result).map_err(|error| error.to_string())?;
+            println!("{}", status::task_line(&task));
+            print_result(&task.result);
+            Ok(())
+        }
+    }
+}
+
+/// A scrub that left damage behind is a failure of the command.
+fn verdict(result: &Value) -> Result<(), String> {
+    let count = |name: &str| result.get(name).and_then(Value::as_u64).unwrap_or(0);
+    match count("lost") {
+        0 => Ok(()),
+        lost => Err(format!("{lost} blocks are damaged on every replica; their files are named above and in the log")),
+    }
+}
+
+/// Replace a replica.
+pub(super) fn replace(args: &ReplaceArgs) -> Result<(), String> {
+    // A path is made absolute here: the daemon has another current directory. A number stays one.
+    let absolute = |text: &std::path::Path| std::path::absolute(text).map_err(|error| format!("{}: {error}", text.display()));
+    let old = match args.old.parse::<usize>() {
+        Ok(_) => args.old.clone(),
+        Err(_) => absolute(std::path::Path::new(&args.old))?.to_string_lossy().into_owned(),
+    };
+    let new = absolute(&args.new)?;
+    let new = new.to_str().ok_or_else(|| format!("{}: the path is not UTF-8", new.display()))?.to_owned();
+    let result = talk::ask(&args.mountpoint, &Request::Replace { old, new })?;
+    if args.json {
+        return print_json(&result);
+    }
+    print_result(&result);
+    println!("see the state: stablefs status {}", shell_word(&args.mountpoint.to_string_lossy()));
+    Ok(())
+}
+
+pub(super) fn print_json(value: &Value) -> Result<(), String> {
+    println!("{}", serde_json::to_string_pretty(value).map_err(|error| error.to_string())?);
+    Ok(())
+}
+
+/// A flat result as `name: value` lines; lists with a line for each entry.
+fn print_result(result: &Value) {
+    let Value::Object(fields) = result else { return };
+    for (name, value) in fields {
+        let name = name.replace('_', " ");
+        match value {
+            Value::Array(lines) => lines.iter().for_each(|line| println!("{name}: {}", plain(line))),
+            other => println!("{name}: {}", plain(other)),
+        }
+    }
+}
+
+fn plain(value: &Value) -> String {
+    value.as_str().map(str::to_owned).unwrap_or_else(|| value.to_string())
+}
