@@ -7,7 +7,7 @@
 
 use super::{Job, journal};
 use std::ffi::OsString;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -29,8 +29,8 @@ pub fn launch(words: &[OsString]) -> Result<(), String> {
         .spawn()
         .map_err(|error| format!("cannot start the daemon: {error}"))?;
     let mut said = String::new();
-    if let Some(mut stdout) = child.stdout.take() {
-        let _ = stdout.read_to_string(&mut said); // what is missing is an answer, too
+    if let Some(stdout) = child.stdout.take() {
+        let _ = BufReader::new(stdout).read_line(&mut said); // nothing is an answer, too
     }
     let said = said.trim_end();
     if said == "ready" {
