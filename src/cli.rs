@@ -29,7 +29,11 @@ pub(crate) const FAILED: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
 
 #[derive(Debug, Parser)]
-#[command(name = "stablefs", version, about = "A mirrored filesystem that is stable memory: every block on two disks, every read proven, damage healed on the way")]
+#[command(
+    name = "stablefs",
+    version,
+    about = "A mirrored filesystem that is stable memory: every block on two disks, every read proven, damage healed on the way"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -75,7 +75,9 @@ pub(super) fn umount(args: &UmountArgs) -> Result<(), String> {
         Ok(_) => {}
         Err(CallError::Refused(text)) => return Err(text),
         Err(CallError::Gone(_)) => {
-            return Err(format!("the daemon of {place} died while it unmounted; what was synced is safe, the rest may be missing"));
+            return Err(format!(
+                "the daemon of {place} died while it unmounted; what was synced is safe, the rest may be missing"
+            ));
         }
     }
     let Some(process) = process else { return Ok(()) };
@@ -84,7 +86,9 @@ pub(super) fn umount(args: &UmountArgs) -> Result<(), String> {
     loop {
         match poll(&mut waited, Some(&Timespec { tv_sec: wait, tv_nsec: 0 })) {
             Err(rustix::io::Errno::INTR) => {}
-            Ok(0) if !args.lazy => return Err(format!("{place} is unmounted and durable, but its daemon has not ended")),
+            Ok(0) if !args.lazy => {
+                return Err(format!("{place} is unmounted and durable, but its daemon has not ended"));
+            }
             Ok(_) => return Ok(()),
             Err(error) => return Err(format!("cannot wait for the daemon of {place}: {error}")),
         }

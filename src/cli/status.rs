@@ -199,7 +199,10 @@ mod tests {
     fn moments_are_dates() {
         let second = 1_000_000_000;
         assert_eq!(moment(0, 5 * second), "1970-01-01 00:00:00 UTC (5 s ago)");
-        assert_eq!(moment(951_782_400 * second, 951_782_400 * second + 7200 * second), "2000-02-29 00:00:00 UTC (2 h ago)");
+        assert_eq!(
+            moment(951_782_400 * second, 951_782_400 * second + 7200 * second),
+            "2000-02-29 00:00:00 UTC (2 h ago)"
+        );
         assert_eq!(moment(1_795_421_702 * second, 0), "2026-11-23 08:15:02 UTC");
         assert_eq!(civil(-1), (1969, 12, 31));
     }

@@ -52,7 +52,9 @@ pub(super) fn ask(path: &Path, request: &Request) -> Result<Value, String> {
 pub(super) fn explain(entry: &Entry, error: CallError) -> String {
     match error {
         CallError::Refused(text) => text,
-        CallError::Gone(_) => format!("{error}; see its state: stablefs status {}", shell_word(&entry.path.to_string_lossy())),
+        CallError::Gone(_) => {
+            format!("{error}; see its state: stablefs status {}", shell_word(&entry.path.to_string_lossy()))
+        }
     }
 }
 

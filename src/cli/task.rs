@@ -45,7 +45,8 @@ fn verdict(result: &Value) -> Result<(), String> {
 /// Replace a replica.
 pub(super) fn replace(args: &ReplaceArgs) -> Result<(), String> {
     // A path is made absolute here: the daemon has another current directory. A number stays one.
-    let absolute = |text: &std::path::Path| std::path::absolute(text).map_err(|error| format!("{}: {error}", text.display()));
+    let absolute =
+        |text: &std::path::Path| std::path::absolute(text).map_err(|error| format!("{}: {error}", text.display()));
     let old = match args.old.parse::<usize>() {
         Ok(_) => args.old.clone(),
         Err(_) => absolute(std::path::Path::new(&args.old))?.to_string_lossy().into_owned(),

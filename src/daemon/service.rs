@@ -75,7 +75,11 @@ impl Service {
     fn begin(&self, kind: &str, work: Work) -> Result<Arc<Task>, String> {
         let mut current = self.task.lock();
         if let Some(task) = current.as_ref().filter(|task| task.is_running()) {
-            return Err(format!("a {} is running; see how far: stablefs status {}", task.report().kind, self.mount.path));
+            return Err(format!(
+                "a {} is running; see how far: stablefs status {}",
+                task.report().kind,
+                self.mount.path
+            ));
         }
         let task = Task::begin(kind, now_ns, work)?;
         *current = Some(task.clone());
@@ -96,7 +100,9 @@ impl Service {
             }
             (ScrubAction::Status, _) => {
                 let task = self.task.lock().as_ref().map(|task| task.report()).filter(|task| task.kind == "scrub");
-                let task = task.ok_or_else(|| format!("no scrub since the mount; start one: stablefs scrub {}", self.mount.path))?;
+                let task = task.ok_or_else(|| {
+                    format!("no scrub since the mount; start one: stablefs scrub {}", self.mount.path)
+                })?;
                 serde_json::to_value(task).map_err(|error| error.to_string())
             }
             (ScrubAction::Stop, Some(task)) => {
@@ -110,7 +116,8 @@ impl Service {
 
     fn replace(&self, old: String, new: String, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<Value, String> {
         let volume = self.volume.clone();
-        let work: Work = Box::new(move |tell| super::work::replace(volume.read().as_ref().ok_or(ENDING)?, &old, &new, tell));
+        let work: Work =
+            Box::new(move |tell| super::work::replace(volume.read().as_ref().ok_or(ENDING)?, &old, &new, tell));
         self.begin("replace", work)?.follow(progress)
     }
 

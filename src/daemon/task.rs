@@ -67,7 +67,8 @@ impl Task {
             !self.stop.load(Ordering::Relaxed)
         };
         let work = std::panic::AssertUnwindSafe(|| work(&mut tell));
-        let outcome = std::panic::catch_unwind(work).unwrap_or_else(|_| Err("it hit a bug; the log has the place".into()));
+        let outcome =
+            std::panic::catch_unwind(work).unwrap_or_else(|_| Err("it hit a bug; the log has the place".into()));
         let mut report = self.report.lock();
         report.ended_ns = now_ns();
         match outcome {
@@ -166,12 +167,16 @@ mod tests {
 
     #[test]
     fn a_task_is_stopped_and_a_bug_is_a_failure() {
-        let task = Task::begin("scrub", now, Box::new(|tell| {
-            while tell(Progress::default()) {
-                std::thread::yield_now();
-            }
-            Err("cut".into())
-        }))
+        let task = Task::begin(
+            "scrub",
+            now,
+            Box::new(|tell| {
+                while tell(Progress::default()) {
+                    std::thread::yield_now();
+                }
+                Err("cut".into())
+            }),
+        )
         .unwrap();
         task.stop();
         assert!(task.wait(Duration::from_secs(60)));

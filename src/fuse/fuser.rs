@@ -10,10 +10,11 @@ use super::lanes::Lanes;
 use super::{Requests, ServeOptions, WriteKind, times};
 use crate::fs::{Attr, Caller, DirEntry, SetAttr};
 use fuser::{
-    AccessFlags, BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation,
-    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
-    ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
-    ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    SessionACL, TimeOrNow, WriteFlags,
 };
 use std::ffi::OsStr;
 use std::io;
@@ -61,7 +62,8 @@ impl Session {
         let mut config = Config::default();
         config.n_threads = Some(options.threads);
         // Each clone opens the device again: an ordinary user may not be allowed to.
-        config.clone_fd = rustix::fs::access("/dev/fuse", rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK).is_ok();
+        config.clone_fd =
+            rustix::fs::access("/dev/fuse", rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK).is_ok();
         let session = fuser::Session::from_fd(adapter, descriptor, SessionACL::All, config)?;
         Ok(Session { inner: session.spawn()?, stopped })
     }
@@ -119,7 +121,9 @@ impl Core {
             Err(code) => reply.refuse(Errno::from_i32(code)),
         });
         if catch_unwind(whole).is_err() {
-            log::error!("a request hit a bug and was answered with an I/O error; the place is in the message before this");
+            log::error!(
+                "a request hit a bug and was answered with an I/O error; the place is in the message before this"
+            );
         }
     }
 }
@@ -645,7 +649,8 @@ impl fuser::Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let work = move |to: &dyn Requests| i64::try_from(to.lseek(ino.0, offset, whence)?).map_err(|_| libc::EOVERFLOW);
+        let work =
+            move |to: &dyn Requests| i64::try_from(to.lseek(ino.0, offset, whence)?).map_err(|_| libc::EOVERFLOW);
         self.now(reply, work, |reply, found| reply.offset(found));
     }
 

@@ -60,7 +60,9 @@ mod tests {
 
     #[test]
     fn times_go_out_as_they_are() {
-        for (sec, nsec) in [(0, 5), (-1, 0), (-2, 800_000_000), (i64::MIN, 0), (i64::MAX, 0), (i64::MIN + 1, 999_999_999)] {
+        for (sec, nsec) in
+            [(0, 5), (-1, 0), (-2, 800_000_000), (i64::MIN, 0), (i64::MAX, 0), (i64::MIN + 1, 999_999_999)]
+        {
             let out = sent(Time { sec, nsec });
             let (back_sec, back_nsec) = match out.duration_since(UNIX_EPOCH) {
                 Ok(since) => (since.as_secs() as i128, since.subsec_nanos()),
