@@ -3,7 +3,7 @@
 //! *Guarantees*: room is asked for before anything changes; a reserved block takes its data without asking for
 //! room again. Punched and zeroed bytes read as zeros at once. Ranges of more than 32 MiB go in pieces: a failure
 //! or a crash in between leaves a shorter range done.
-//! *Assumes*: bytes past the end of a file are zero. *Fails when*: [`FsError::Unsupported`] for other modes,
+//! *Assumes*: whoever makes a file longer zeroes the gap (`attributes`). *Fails when*: [`FsError::Unsupported`] for other modes,
 //! [`FsError::NotFile`], [`FsError::FileTooLarge`], no room. *Order*: the inode exclusively.
 //! *Not here*: collapsing and inserting ranges.
 
@@ -42,7 +42,7 @@ impl Filesystem {
         }
         let outcome = match mode {
             PUNCH => self.punch_range(&held, &entry, inode.size, offset, end),
-            ALLOCATE | KEEP_SIZE => self.allocate(&held, &entry, offset, end, mode == KEEP_SIZE),
+            ALLOCATE | KEEP_SIZE => self.allocate(&held, &entry, (inode.size, mode == KEEP_SIZE), offset, end),
             _ => self.zero_range(&held, &entry, (inode.size, mode == ZERO_KEEP_SIZE), offset, end),
         };
         self.watch(ino, "allocating", outcome)
@@ -68,19 +68,22 @@ impl Filesystem {
         &self,
         held: &Held<'_>,
         entry: &Arc<Entry>,
+        (size, keeps_size): (u64, bool),
         offset: u64,
         end: u64,
-        keeps_size: bool,
     ) -> Result<(), FsError> {
         let ino = entry.ino;
         let (mut first, end_block) = (offset / BLOCK as u64, end.div_ceil(BLOCK as u64));
         if self.holes(ino, first, end_block)?.0 > self.store.space().free {
             return Err(FsError::Store(StoreError::NoSpace));
         }
+        let mut gap = if keeps_size { vec![] } else { self.zero_gap(ino, size, end)? };
         while first < end_block {
             let stop = end_block.min(first + STEP_BLOCKS);
             let (blocks, runs) = self.holes(ino, first, stop)?;
-            let need = Need { items: 3 + runs + extents(blocks), data_blocks: blocks, may_use_reserve: false };
+            let gap = std::mem::take(&mut gap);
+            let items = 3 + runs + extents(blocks);
+            let need = Need { items, data_blocks: blocks + gap.len() as u64, may_use_reserve: false };
             let now = self.store.now();
             let mut transaction = self.store.begin(need)?;
             if blocks > 0 {
@@ -89,6 +92,9 @@ impl Filesystem {
                 transaction.reserve(ino, first, stop - first)?;
             }
             self.join(held, transaction, &[entry], |change| {
+                if !gap.is_empty() {
+                    change.write_pages(ino, gap, size);
+                }
                 let inode = change.inode(ino)?;
                 inode.ctime = now;
                 if !keeps_size {
@@ -119,7 +125,7 @@ impl Filesystem {
         end: u64,
     ) -> Result<(), FsError> {
         let (ino, block) = (entry.ino, BLOCK as u64);
-        // What is past the end of the file is zero: the last block can go as a whole.
+        // Nothing is past the end of the file: the last block can go as a whole.
         let end = if end >= size { end.next_multiple_of(block) } else { end };
         let mut pages = self.zero_edges(ino, offset, end)?;
         let (mut at, end_block) = (offset.div_ceil(block), end / block);
@@ -165,7 +171,7 @@ impl Filesystem {
             return Err(FsError::Store(StoreError::NoSpace));
         }
         self.punch_range(held, entry, size, offset, end)?;
-        self.allocate(held, entry, offset, end, keeps_size)
+        self.allocate(held, entry, (size, keeps_size), offset, end)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Attributes: chmod, chown, truncate, utimes; access times.
 //!
 //! *Guarantees*: one SETATTR is one change, except that a truncate of a very large file goes from the end in
-//! pieces, each of which leaves a shorter, whole file (trap 8): what was cut never comes back. Bytes between the end
-//! of a file and the end of its last block are zero. A chmod keeps the ACL's mask in step (trap 18).
+//! pieces, each of which leaves a shorter, whole file (trap 8): what was cut never comes back, also not from the rest
+//! of the last block: whoever makes a file longer zeroes the gap. A chmod keeps the ACL's mask in step (trap 18).
 //! *Assumes*: the kernel has checked permissions. *Fails when*: [`FsError::Invalid`] for impossible times or sizes
 //! of what has no size, [`FsError::FileTooLarge`]. *Order*: the inode exclusively.
 //! *Not here*: data that is written (`file`).
@@ -66,9 +66,13 @@ impl Filesystem {
             xattrs.delete = self.capability_keys(ino)?;
         }
         let mut cut = Cut::default();
-        if let Some(size) = wanted.size.filter(|size| *size <= inode.size) {
-            cut = self.cut(ino, inode.size, size)?;
-            self.cut_ahead(&held, &entry, &mut cut)?;
+        match wanted.size {
+            Some(size) if size <= inode.size => {
+                cut = self.cut(ino, inode.size, size)?;
+                self.cut_ahead(&held, &entry, &mut cut)?;
+            }
+            Some(size) => cut.tail = self.zero_gap(ino, inode.size, size)?,
+            None => {}
         }
         let need = Need {
             items: 4 + xattrs.len(),
@@ -130,6 +134,14 @@ impl Filesystem {
             })?;
         }
         Ok(())
+    }
+
+    /// The page that holds the end of `ino`, if the file is to go on at `until`, with zeros in between.
+    ///
+    /// A cut zeroes what it leaves behind in the last block, but after a crash the size may be the new one and the
+    /// block still the old one: only metadata is logged without an fsync. So nobody relies on those zeros.
+    pub(super) fn zero_gap(&self, ino: u64, size: u64, until: u64) -> Result<Vec<(u64, Slice)>, FsError> {
+        self.zero_edge(ino, size, until.min(size.next_multiple_of(BLOCK as u64)))
     }
 
     /// The page of `ino` with bytes `from..to` of one block zeroed; none if there is nothing to zero.

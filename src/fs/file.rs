@@ -13,6 +13,7 @@ use super::cache::{Entry, State};
 use super::lock::{Held, LockKey, Mode};
 use super::xattr::SYMLINK_TARGET;
 use super::{Filesystem, FsError, PIECE, S_IFLNK, S_IFMT};
+use crate::disk::buffer::Slice;
 use crate::format::{BLOCK, FILE_SIZE_MAX, Inode, require};
 use crate::store::{Need, StoreError};
 use std::sync::Arc;
@@ -126,9 +127,9 @@ impl Filesystem {
         from_cache: bool,
     ) -> Result<u32, FsError> {
         let held = self.locks.acquire(&[(LockKey::Inode(ino), Mode::Exclusive)]);
-        let (entry, _) = self.load_file(ino)?;
+        let (entry, inode) = self.load_file(ino)?;
         let how = How { kill_privileges, from_cache };
-        let outcome = self.write_held(&held, &entry, offset, data, how);
+        let outcome = self.write_held(&held, &entry, (inode.size, offset), data, how);
         Ok(self.watch(ino, "writing", outcome)? as u32)
     }
 
@@ -137,7 +138,7 @@ impl Filesystem {
         &self,
         held: &Held<'_>,
         entry: &Arc<Entry>,
-        offset: u64,
+        (size, offset): (u64, u64),
         data: &[u8],
         how: How,
     ) -> Result<usize, FsError> {
@@ -148,11 +149,22 @@ impl Filesystem {
             return Err(FsError::FileTooLarge);
         }
         let length = data.len().min(usize::try_from(FILE_SIZE_MAX - offset).unwrap_or(usize::MAX));
+        let mut gap = vec![];
+        if offset > size && !size.is_multiple_of(BLOCK as u64) {
+            if offset / BLOCK as u64 == size / BLOCK as u64 {
+                // The gap is in the block where the write begins: write its zeros, too.
+                let padding = (offset - size) as usize;
+                let padded = [&vec![0; padding], &data[..length]].concat();
+                let done = self.write_held(held, entry, (size, size), &padded, how)?;
+                return if done > padding { Ok(done - padding) } else { Err(StoreError::NoSpace.into()) };
+            }
+            gap = self.zero_gap(entry.ino, size, offset)?;
+        }
         let mut done = 0;
         while done < length {
             let at = offset + done as u64;
             let piece = (length - done).min(PIECE - at as usize % PIECE);
-            match self.write_piece(held, entry, at, &data[done..done + piece], how) {
+            match self.write_piece(held, entry, (at, &data[done..done + piece]), std::mem::take(&mut gap), how) {
                 Ok(()) => done += piece,
                 Err(error) if done == 0 => return Err(error),
                 Err(_) => break,
@@ -165,8 +177,8 @@ impl Filesystem {
         &self,
         held: &Held<'_>,
         entry: &Arc<Entry>,
-        offset: u64,
-        data: &[u8],
+        (offset, data): (u64, &[u8]),
+        gap: Vec<(u64, Slice)>,
         how: How,
     ) -> Result<(), FsError> {
         let ino = entry.ino;
@@ -174,7 +186,8 @@ impl Filesystem {
         if !how.from_cache && self.facts(entry)?.capability {
             xattrs.delete = self.capability_keys(ino)?;
         }
-        let pages = self.store.prepare_pages(ino, offset, data)?;
+        let mut pages = gap;
+        pages.extend(self.store.prepare_pages(ino, offset, data)?);
         let need = Need { items: 3 + xattrs.len(), data_blocks: pages.len() as u64, may_use_reserve: false };
         let now = self.store.now();
         self.change(held, need, &[entry], |change| {
@@ -235,7 +248,7 @@ impl Filesystem {
         let held =
             self.locks.acquire(&[(LockKey::Inode(ino_in), Mode::Shared), (LockKey::Inode(ino_out), Mode::Exclusive)]);
         let (source, inode) = self.load_file(ino_in)?;
-        let (target, _) = self.load_file(ino_out)?;
+        let (target, target_inode) = self.load_file(ino_out)?;
         let len = len.min(inode.size.saturating_sub(off_in));
         let overlap = off_out < off_in.saturating_add(len) && off_in < off_out.saturating_add(len);
         if ino_in == ino_out && overlap && len > 0 {
@@ -246,9 +259,10 @@ impl Filesystem {
         let mut buffer = vec![0; len.min(PIECE as u64) as usize];
         let how = How { kill_privileges: false, from_cache: false };
         while done < len {
+            let size = target_inode.size.max(if done > 0 { off_out + done } else { 0 });
             let piece = &mut buffer[..(len - done).min(PIECE as u64) as usize];
             let copied = self.store.read_file(ino_in, off_in + done, piece).map_err(FsError::from);
-            let copied = copied.and_then(|()| self.write_held(&held, &target, off_out + done, piece, how));
+            let copied = copied.and_then(|()| self.write_held(&held, &target, (size, off_out + done), piece, how));
             match copied {
                 Ok(count) => {
                     done += count as u64;

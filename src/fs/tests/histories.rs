@@ -7,6 +7,7 @@
 use super::model::{Body, Model};
 use super::*;
 use crate::disk::sim::Random;
+use crate::store::engine::Engine;
 
 /// Open handles: (inode, handle).
 type Handles = Vec<(u64, u64)>;
@@ -387,6 +388,8 @@ fn after_a_power_cut_the_namespace_is_a_prefix_of_history() {
 fn threads_leave_a_sound_tree() {
     for (seed, rig) in [Rig::memory().1, Rig::disks(5)].into_iter().enumerate() {
         let fs = rig.mount();
+        // The store's own threads commit and write out meanwhile.
+        let engine = rig.real.as_ref().map(|real| Engine::start(real, Duration::from_millis(3)).unwrap());
         let dirs: Vec<u64> =
             (0..3).map(|i| fs.mkdir(ROOT_INO, format!("dir {i}").as_bytes(), 0o755, &USER).unwrap().ino).collect();
         std::thread::scope(|scope| {
@@ -405,6 +408,7 @@ fn threads_leave_a_sound_tree() {
         });
         settle(&fs);
         assert_eq!(fs.locks.len(), 0);
+        drop(engine);
         rig.check();
     }
 }

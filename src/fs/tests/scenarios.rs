@@ -519,3 +519,33 @@ fn a_failed_change_leaves_memory_as_it_was() {
     entry.state.lock().inode.as_mut().unwrap().nlink = 1;
     rig.check();
 }
+
+/// What was cut off does not come back, whatever of the cut survived a power cut.
+#[test]
+fn cut_bytes_stay_gone_after_a_power_cut() {
+    for grows in 0..4 {
+        let rig = Rig::disks(grows);
+        let fs = rig.mount();
+        let ino = file(&fs, b"f", &[0xaa; 10_000]);
+        let other = file(&fs, b"other", b"x");
+        fs.sync().unwrap();
+        fs.setattr(ino, &USER, &SetAttr { size: Some(5_000), ..SetAttr::default() }).unwrap();
+        fs.fsync(other, false, Box::new(|outcome| outcome.unwrap()));
+        rig.real.as_ref().unwrap().log_step();
+        drop(fs);
+        let rig = rig.crash(crate::disk::sim::CrashPlan::DropAll, grows);
+        let fs = rig.mount();
+        assert_eq!(read_all(&fs, ino), [0xaa; 5_000]);
+        match grows {
+            0 => drop(fs.setattr(ino, &USER, &SetAttr { size: Some(9_000), ..SetAttr::default() }).unwrap()),
+            1 => assert_eq!(fs.write(ino, 6_000, &[1; 3_000], false, false).unwrap(), 3_000),
+            2 => assert_eq!(fs.write(ino, 8_500, &[1; 500], false, false).unwrap(), 500),
+            _ => fs.fallocate(ino, 7_000, 2_000, 0).unwrap(),
+        }
+        let bytes = read_all(&fs, ino);
+        assert_eq!(bytes.len(), 9_000);
+        assert_eq!(bytes[..5_000], [0xaa; 5_000]);
+        let zeros = [6_000, 6_000, 8_500, 9_000][grows as usize];
+        assert!(bytes[5_000..zeros].iter().all(|byte| *byte == 0), "way {grows}");
+    }
+}
