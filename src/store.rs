@@ -27,6 +27,7 @@ pub mod place;
 pub mod recover;
 pub mod space;
 pub mod tree;
+pub mod walk;
 
 pub use error::StoreError;
 
@@ -579,4 +580,4 @@ impl Store {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

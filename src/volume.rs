@@ -4,6 +4,7 @@
 //! refusal says what to do next. *Assumes*: nothing of the paths. *Fails when*: [`StoreError::Refused`].
 //! *Order*: inspect → open (locks) → examine → recover → threads. *Not here*: mounting.
 
+pub mod scrub;
 pub mod status;
 pub mod witness;
 
@@ -100,6 +101,17 @@ pub struct Volume {
     options: OpenOptions,
     opened: Instant,
     engine: Mutex<Option<Engine>>,
+    /// Long work that is under way.
+    work: Mutex<Option<&'static str>>,
+}
+
+/// Long work; while it lives no other can begin.
+struct Alone<'a>(&'a Volume);
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        *self.0.work.lock() = None;
+    }
 }
 
 fn refused<T>(text: String) -> Result<T, StoreError> {
@@ -297,6 +309,7 @@ impl Volume {
             options: options.clone(),
             opened: Instant::now(),
             engine: Mutex::new(None),
+            work: Mutex::new(None),
         };
         if !options.read_only && volume.report.missing == 0 && volume.report.behind.is_empty() {
             witness::clear(&volume.label);
@@ -311,6 +324,15 @@ impl Volume {
             *engine = Some(Engine::start(&self.store, COMMIT_INTERVAL)?);
         }
         Ok(())
+    }
+
+    fn begin_work(&self, what: &'static str) -> Result<Alone<'_>, StoreError> {
+        let mut work = self.work.lock();
+        if let Some(other) = *work {
+            return refused(format!("a {other} is running: wait for it or stop it"));
+        }
+        *work = Some(what);
+        Ok(Alone(self))
     }
 
     /// Options in force.

@@ -255,6 +255,25 @@ impl Mirror {
         rows.into_iter().filter(|(_, backing)| !backing.is_closed()).map(|(path, _)| path).collect()
     }
 
+    /// Whether slot `replica` takes writes.
+    pub fn is_writable(&self, replica: usize) -> bool {
+        let table = self.table.read();
+        let row = table.rows.get(replica);
+        row.is_some_and(|row| {
+            row.state.takes_writes() && row.backing.as_ref().is_some_and(|backing| !backing.facts().read_only)
+        })
+    }
+
+    /// Count an omission of a block that proves itself, repaired by the layers above.
+    pub fn count_healed(&self, replica: usize) {
+        if self.state(replica) == ReplicaState::InSync {
+            self.count(replica, |counted| &counted.checksum);
+            self.count(replica, |counted| &counted.healed);
+        } else {
+            self.count(replica, |counted| &counted.copied);
+        }
+    }
+
     /// Replicas whose state is one of `states`, in slot order.
     fn lanes(&self, wanted: impl Fn(ReplicaState) -> bool) -> Vec<Lane> {
         let table = self.table.read();

@@ -199,6 +199,11 @@ impl Repairs {
     }
 }
 
+/// A path that leads to `ino` in the newest durable state, from its hints; reads, and so may heal.
+pub fn path_of(store: &super::Store, ino: u64) -> Option<String> {
+    Paths::new(&StoreSource::new(store)).path(ino)
+}
+
 /// What a check found.
 #[derive(Debug, Clone)]
 pub struct Report {

@@ -23,7 +23,7 @@ use crate::disk::buffer::{Buf, Slice};
 use crate::format::item::{INODE, Inode};
 use crate::format::log::{Entry, RecordHead, blocks_for, encode};
 use crate::format::{BLOCK, ItemKind, Key, Txg};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use std::collections::{BTreeSet, VecDeque};
 
 /// Pages of one file that go into the record itself; more are written to their place first.
@@ -38,6 +38,17 @@ struct Record {
     txg: Txg,
     at: u32,
     blocks: u32,
+}
+
+/// A record that replay would need.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LiveRecord {
+    /// Sequence.
+    pub seq: u64,
+    /// Its first block in the ring.
+    pub at: u32,
+    /// Its blocks.
+    pub blocks: u32,
 }
 
 #[derive(Debug)]
@@ -94,6 +105,23 @@ impl Log {
         while state.records.front().is_some_and(|r| r.txg <= txg) {
             state.records.pop_front();
         }
+    }
+
+    /// The ring's life, and the records in it that replay would need.
+    pub(crate) fn live(&self) -> (u64, Vec<LiveRecord>) {
+        let state = self.state.lock();
+        let record = |r: &Record| LiveRecord { seq: r.seq, at: r.at, blocks: r.blocks };
+        (state.id, state.records.iter().map(record).collect())
+    }
+
+    /// Whether replay would need record `seq`.
+    pub(crate) fn is_live(&self, seq: u64) -> bool {
+        self.state.lock().records.iter().any(|r| r.seq == seq)
+    }
+
+    /// No record is written while this is held, and each live one has been.
+    pub(crate) fn hold(&self) -> MutexGuard<'_, ()> {
+        self.write_lock.lock()
     }
 
     /// Take `blocks` of the ring for a record of group `txg`; `None`: no room.

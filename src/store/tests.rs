@@ -62,27 +62,27 @@ impl Rig {
     }
 }
 
-fn page(byte: u8) -> Slice {
+pub(crate) fn page(byte: u8) -> Slice {
     let mut buf = crate::disk::buffer::Buf::zeroed(4096);
     buf.fill(byte);
     Slice::whole(buf)
 }
 
-fn put(store: &Store, key: Key, value: &[u8]) -> Result<(), StoreError> {
+pub(crate) fn put(store: &Store, key: Key, value: &[u8]) -> Result<(), StoreError> {
     let mut t = store.begin(Need { items: 1, ..Need::default() })?;
     t.put(key, value.to_vec());
     t.commit();
     Ok(())
 }
 
-fn write(store: &Store, ino: u64, block: u64, count: u64, byte: u8) -> Result<(), StoreError> {
+pub(crate) fn write(store: &Store, ino: u64, block: u64, count: u64, byte: u8) -> Result<(), StoreError> {
     let mut t = store.begin(Need { items: 1, data_blocks: count, ..Need::default() })?;
     t.write_pages(ino, (block..block + count).map(|b| (b, page(byte))).collect(), u64::MAX);
     t.commit();
     Ok(())
 }
 
-fn byte_at(store: &Store, ino: u64, block: u64) -> u8 {
+pub(crate) fn byte_at(store: &Store, ino: u64, block: u64) -> u8 {
     let mut out = [0; 4096];
     store.read_file(ino, block * 4096, &mut out).unwrap();
     assert!(out.iter().all(|b| *b == out[0]), "a block holds one byte value only");

@@ -73,7 +73,7 @@ pub fn get(store: &dyn NodeStore, top: Top, key: Key) -> Result<Option<Value>, S
 }
 
 /// Read a node and check that its keys lie in `[lower, upper)`; `None`: no upper bound.
-fn read_within(
+pub(crate) fn read_within(
     store: &dyn NodeStore,
     level: u8,
     ptr: &BlockPtr,

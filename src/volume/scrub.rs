@@ -1,0 +1,367 @@
+//! Scrub: prove every reachable block on every replica in sync, from the medium, and heal what is not there.
+//!
+//! *Guarantees*: each damaged copy is counted once as detected, and then as healed, or as lost with the path of its
+//! file. Nothing is written but proven bytes over copies that did not prove themselves (invariant 8).
+//! *Assumes*: replicas that go out meanwhile are not proven any further, and the report says so.
+//! *Fails when*: never for damage; it is refused while other long work runs.
+//! *Order*: labels, roots, log; then the walk (`store::walk`); paths of what was lost come last, because looking them up
+//! reads. Each block is proven on all replicas in parallel without healing; only then what is damaged is healed, so that
+//! the repair of one copy hides no other one.
+//! *Not here*: blocks that only the open group knows (they were never promised), bytes in memory.
+
+use super::Volume;
+use crate::control::Progress;
+use crate::disk::Proof;
+use crate::format::Addr;
+use crate::store::walk::fixed::FixedProof;
+use crate::store::walk::{Part, Piece, Sink};
+use crate::store::{Store, StoreError, check};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+/// Lines about what was lost that a report holds; the rest is counted.
+const LINES_MAX: usize = 100;
+/// From so many blocks on, replicas are proven by a thread each.
+const PARALLEL_MIN: usize = 16;
+/// Longest pause in favour of other work.
+const YIELD_MAX: Duration = Duration::from_millis(50);
+
+/// Copies that were looked at.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// Which replica or which structure.
+    pub name: String,
+    /// Matched what names them.
+    pub proven: u64,
+    /// Did not.
+    pub detected: u64,
+    /// Of those: repaired from another replica and proven again.
+    pub healed: u64,
+    /// Of those: no replica has the block.
+    pub lost: u64,
+    /// Of those: the repair failed, or the replica went out before.
+    pub failed: u64,
+}
+
+impl Count {
+    fn add(&mut self, proof: &Verdict) {
+        match proof {
+            Verdict::Correct => self.proven += 1,
+            Verdict::Healed => (self.detected, self.healed) = (self.detected + 1, self.healed + 1),
+            Verdict::Lost => (self.detected, self.lost) = (self.detected + 1, self.lost + 1),
+            Verdict::Failed => (self.detected, self.failed) = (self.detected + 1, self.failed + 1),
+            Verdict::Unknown => {}
+        }
+    }
+}
+
+/// What a scrub found and did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScrubReport {
+    /// One line.
+    pub summary: String,
+    /// Whether it came to its end.
+    pub complete: bool,
+    /// Blocks in use that were looked at, fixed structures included.
+    pub blocks: u64,
+    /// Copies that were correct.
+    pub proven: u64,
+    /// Copies that were not.
+    pub detected: u64,
+    /// Of those: repaired and proven again.
+    pub healed: u64,
+    /// Blocks that no replica has.
+    pub lost: u64,
+    /// Copies whose repair failed.
+    pub failed: u64,
+    /// Only one replica is in sync: nothing can be healed.
+    pub held_once: bool,
+    /// By replica.
+    pub replicas: Vec<Count>,
+    /// By structure.
+    pub structures: Vec<Count>,
+    /// What was lost, by path where one leads there; at most 100 lines.
+    pub lost_paths: Vec<String>,
+    /// What else a person should know.
+    pub notes: Vec<String>,
+}
+
+impl std::fmt::Display for ScrubReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "detected = {}, healed = {}, lost = {}", self.detected, self.healed, self.lost)?;
+        if self.failed > 0 {
+            write!(f, ", not repaired = {}", self.failed)?;
+        }
+        write!(f, " ({} blocks, {} copies correct)", self.blocks, self.proven)?;
+        if self.held_once {
+            f.write_str("; every block is held once")?;
+        }
+        if !self.complete { f.write_str("; stopped before the end") } else { Ok(()) }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Correct,
+    Healed,
+    Lost,
+    Failed,
+    Unknown,
+}
+
+impl Verdict {
+    /// Of a copy that was damaged, after the repair.
+    fn of_repair(proof: &Proof) -> Verdict {
+        match proof {
+            // Somebody else has healed it meanwhile.
+            Proof::Correct | Proof::Healed(_) => Verdict::Healed,
+            Proof::Lost(_) => Verdict::Lost,
+            Proof::Damaged(_) | Proof::Unproven(_) => Verdict::Failed,
+        }
+    }
+}
+
+struct Lost {
+    part: Part,
+    ino: u64,
+    addr: Addr,
+}
+
+struct Scrub<'a> {
+    store: &'a Store,
+    progress: &'a mut dyn FnMut(&Progress) -> bool,
+    targets: Vec<usize>,
+    replicas: BTreeMap<usize, Count>,
+    structures: BTreeMap<Part, Count>,
+    blocks: u64,
+    /// Blocks that no replica has; a walk may show a block twice.
+    lost_blocks: BTreeSet<Addr>,
+    lost: Vec<Lost>,
+    notes: Vec<String>,
+    total: u64,
+    pace: Pace,
+}
+
+/// Prove and heal everything in `store`.
+pub fn run(store: &Store, progress: &mut dyn FnMut(&Progress) -> bool) -> ScrubReport {
+    let members = store.mirror().members();
+    let targets: Vec<usize> = (0..store.mirror().replicas()).filter(|r| members.contains(*r)).collect();
+    let health = store.mirror().health();
+    let mut scrub = Scrub {
+        store,
+        progress,
+        replicas: targets
+            .iter()
+            .map(|r| (*r, Count { name: health[*r].name.path.clone(), ..Count::default() }))
+            .collect(),
+        targets,
+        structures: BTreeMap::new(),
+        blocks: 0,
+        lost_blocks: BTreeSet::new(),
+        lost: Vec::new(),
+        notes: Vec::new(),
+        total: blocks_in_use(store),
+        pace: Pace::new(store),
+    };
+    let ended = scrub.everything();
+    let mut report = scrub.report(ended.is_continue());
+    report.summary = report.to_string();
+    report
+}
+
+/// Roughly what a walk will show.
+pub(super) fn blocks_in_use(store: &Store) -> u64 {
+    store.allocator().total().saturating_sub(store.allocator().free())
+}
+
+impl Scrub<'_> {
+    fn everything(&mut self) -> ControlFlow<()> {
+        self.pause()?;
+        let targets = self.targets.clone();
+        let heals = !self.store.options().read_only;
+        for proofs in [
+            self.store.prove_labels(&targets, heals),
+            self.store.prove_roots(&targets, heals),
+            self.store.prove_log(&targets, heals),
+        ] {
+            self.fixed(proofs);
+        }
+        self.pause()?;
+        let store = self.store;
+        store.walk(self)
+    }
+
+    fn fixed(&mut self, proofs: Vec<FixedProof>) {
+        self.blocks += proofs.iter().map(|p| p.addr).collect::<BTreeSet<_>>().len() as u64;
+        for one in proofs {
+            let verdict = match &one.proof {
+                Proof::Correct => Verdict::Correct,
+                Proof::Unproven(_) => Verdict::Unknown,
+                damaged => Verdict::of_repair(damaged),
+            };
+            self.count(one.part, 0, one.replica, one.addr, verdict);
+        }
+    }
+
+    fn count(&mut self, part: Part, ino: u64, replica: usize, addr: Addr, verdict: Verdict) {
+        if verdict == Verdict::Lost && self.lost_blocks.insert(addr) && self.lost.len() < LINES_MAX {
+            ::log::error!("block {addr} ({}, inode {ino}) is damaged on every replica", part.name());
+            self.lost.push(Lost { part, ino, addr });
+        }
+        let structure = || Count { name: part.name().into(), ..Count::default() };
+        self.structures.entry(part).or_insert_with(structure).add(&verdict);
+        if let Some(count) = self.replicas.get_mut(&replica) {
+            count.add(&verdict);
+        }
+    }
+
+    fn sum(&self) -> Count {
+        let mut sum = Count::default();
+        for count in self.replicas.values() {
+            sum.proven += count.proven;
+            sum.detected += count.detected;
+            sum.healed += count.healed;
+            sum.failed += count.failed;
+        }
+        sum
+    }
+
+    fn report(self, complete: bool) -> ScrubReport {
+        let sum = self.sum();
+        let mut paths: BTreeMap<u64, Option<String>> = BTreeMap::new();
+        let mut lost_paths = Vec::new();
+        for lost in &self.lost {
+            let path = paths.entry(lost.ino).or_insert_with(|| check::path_of(self.store, lost.ino));
+            let owner = match (path, lost.ino) {
+                (_, 0) => "the volume itself".to_owned(),
+                (Some(path), _) => path.clone(),
+                (None, ino) => format!("inode {ino}"),
+            };
+            lost_paths.push(format!("{owner}: {} at block {}", lost.part.name(), lost.addr));
+        }
+        ScrubReport {
+            summary: String::new(),
+            complete,
+            blocks: self.blocks,
+            proven: sum.proven,
+            detected: sum.detected,
+            healed: sum.healed,
+            lost: self.lost_blocks.len() as u64,
+            failed: sum.failed,
+            held_once: self.store.mirror().members().count() < 2,
+            replicas: self.replicas.into_values().collect(),
+            structures: self.structures.into_values().collect(),
+            lost_paths,
+            notes: self.notes,
+        }
+    }
+}
+
+impl Sink for Scrub<'_> {
+    fn pieces(&mut self, pieces: &[Piece]) -> ControlFlow<()> {
+        let mirror = self.store.mirror();
+        let count: usize = pieces.iter().map(|piece| piece.sums.len()).sum();
+        let prove = |replica: usize| -> Vec<Vec<Proof>> {
+            pieces.iter().map(|piece| mirror.prove(replica, piece.addr, &piece.sums, false)).collect()
+        };
+        let proofs: Vec<Vec<Vec<Proof>>> = if count < PARALLEL_MIN {
+            self.targets.iter().map(|r| prove(*r)).collect()
+        } else {
+            std::thread::scope(|scope| {
+                let threads: Vec<_> = self.targets.iter().map(|r| scope.spawn(|| prove(*r))).collect();
+                threads.into_iter().map(|thread| thread.join().expect("a proof does not panic")).collect()
+            })
+        };
+        self.blocks += count as u64;
+        let heals = !self.store.options().read_only;
+        for (replica, proofs) in self.targets.clone().into_iter().zip(proofs) {
+            for (piece, proofs) in pieces.iter().zip(proofs) {
+                for (i, proof) in proofs.iter().enumerate() {
+                    let addr = piece.addr + i as u64;
+                    let verdict = match proof {
+                        Proof::Correct => Verdict::Correct,
+                        Proof::Unproven(_) => Verdict::Unknown,
+                        _ => Verdict::of_repair(&mirror.prove(replica, addr, &piece.sums[i..=i], heals)[0]),
+                    };
+                    self.count(piece.part, piece.ino, replica, addr, verdict);
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn unreadable(&mut self, part: Part, addr: Addr, ino: u64, error: &StoreError) {
+        if self.notes.len() < LINES_MAX {
+            let note =
+                format!("what hangs on the {} at block {addr} (inode {ino} on) was not reached: {error}", part.name());
+            ::log::error!("{note}");
+            self.notes.push(note);
+        }
+    }
+
+    fn pause(&mut self) -> ControlFlow<()> {
+        let members = self.store.mirror().members();
+        for gone in self.targets.iter().filter(|r| !members.contains(**r)) {
+            self.notes.push(format!("replica {gone} went out meanwhile; it was not proven any further"));
+        }
+        self.targets.retain(|r| members.contains(*r));
+        let sum = self.sum();
+        let progress = Progress {
+            what: "scrub".into(),
+            done: self.blocks.min(self.total.max(1)),
+            total: self.total.max(1),
+            damaged: sum.detected,
+            healed: sum.healed,
+        };
+        if !(self.progress)(&progress) {
+            return ControlFlow::Break(());
+        }
+        self.pace.yield_to_others(self.store);
+        ControlFlow::Continue(())
+    }
+}
+
+/// Keeps a walk from crowding out those who wait for an answer.
+pub(super) struct Pace {
+    requests: u64,
+    since: Instant,
+}
+
+impl Pace {
+    pub(super) fn new(store: &Store) -> Pace {
+        Pace { requests: Pace::requests(store), since: Instant::now() }
+    }
+
+    /// Requests of others: walkers' proofs are not counted as reads.
+    fn requests(store: &Store) -> u64 {
+        store.mirror().health().iter().map(|h| h.counters.reads + h.counters.writes + h.counters.flushes).sum()
+    }
+
+    /// Where others worked meanwhile, leave the disks to them for half as long as the last step took.
+    pub(super) fn yield_to_others(&mut self, store: &Store) {
+        let requests = Pace::requests(store);
+        if requests > self.requests + 8 {
+            std::thread::sleep((self.since.elapsed() / 2).min(YIELD_MAX));
+        }
+        *self = Pace { requests: Pace::requests(store), since: Instant::now() };
+    }
+}
+
+impl Volume {
+    /// Prove every block on every replica in sync, from the medium, and heal. `progress` is told now and then, while
+    /// nothing is locked; the scrub ends early when it answers false.
+    ///
+    /// # Errors
+    /// Other long work runs.
+    pub fn scrub(&self, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<ScrubReport, StoreError> {
+        let _alone = self.begin_work("scrub")?;
+        let report = run(&self.store, progress);
+        ::log::info!("scrub: {report}");
+        Ok(report)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,202 @@
+//! Scrub on simulated disks: what was injected is detected and healed, and nothing else.
+
+use super::*;
+use crate::disk::sim::Random;
+use crate::format::{ItemKind, Key};
+use crate::store::commit::Force;
+use crate::store::tests::{Rig, byte_at, put, write};
+use crate::store::{Need, Store};
+
+/// Every block in use, by part.
+#[derive(Default)]
+pub(crate) struct Census {
+    pub blocks: BTreeMap<Addr, Part>,
+    pub shown_twice: u64,
+    pub unreadable: u64,
+}
+
+impl Sink for Census {
+    fn pieces(&mut self, pieces: &[Piece]) -> ControlFlow<()> {
+        for piece in pieces {
+            for i in 0..piece.sums.len() as u64 {
+                self.shown_twice += u64::from(self.blocks.insert(piece.addr + i, piece.part).is_some());
+            }
+        }
+        ControlFlow::Continue(())
+    }
+    fn unreadable(&mut self, _: Part, _: Addr, _: u64, _: &StoreError) {
+        self.unreadable += 1;
+    }
+    fn pause(&mut self) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+pub(crate) fn census(store: &Store) -> Census {
+    let mut census = Census::default();
+    assert!(store.walk(&mut census).is_continue());
+    for proof in [store.prove_labels(&[0], false), store.prove_roots(&[0], false), store.prove_log(&[0], false)] {
+        census.blocks.extend(proof.into_iter().map(|p| (p.addr, p.part)));
+    }
+    census
+}
+
+/// Thousands of blocks of every kind, some freed, a log record live.
+pub(crate) fn fill(store: &Store) {
+    for i in 0..1600 {
+        put(store, Key::new(100 + i, ItemKind::Xattr, 0), &[i as u8; 1500]).unwrap();
+    }
+    for ino in 20..24 {
+        for block in 0..150 {
+            // Every other file in an order that leaves short extents.
+            write(store, ino, if ino % 2 == 0 { block } else { block * 37 % 150 }, 1, ino as u8).unwrap();
+            if ino % 2 == 1 && block % 30 == 0 {
+                store.commit(Force::IfChanged).unwrap();
+            }
+        }
+    }
+    store.commit(Force::IfChanged).unwrap();
+    let mut transaction = store.begin(Need { items: 1, may_use_reserve: true, ..Need::default() }).unwrap();
+    transaction.punch(22, 10, 60);
+    transaction.commit();
+    store.commit(Force::IfChanged).unwrap();
+    write(store, 30, 0, 3, 9).unwrap();
+    store.fsync_wait(30).unwrap();
+}
+
+fn scrub(store: &Store) -> ScrubReport {
+    run(store, &mut |_| true)
+}
+
+#[test]
+fn the_walk_shows_each_allocated_block_once() {
+    let rig = Rig::new(1, 2);
+    let (store, _) = rig.open(false).unwrap();
+    fill(&store);
+    let census = census(&store);
+    assert_eq!((census.shown_twice, census.unreadable), (0, 0));
+    let geometry = &store.label().geometry;
+    let root = store.durable_root();
+    let dead: u64 = root.dead.iter().map(|head| head.blocks).sum();
+    // The live record's three pages are in the record itself, so what is allocated is reachable or dead.
+    let in_zones = census.blocks.iter().filter(|(addr, part)| geometry.holds_data(**addr, 1) && **part != Part::Bitmap);
+    let allocated = store.allocator().total() - root.space.free;
+    assert_eq!(in_zones.count() as u64 + dead, allocated);
+    let kinds: BTreeSet<Part> = census.blocks.values().copied().collect();
+    assert_eq!(kinds.len(), 9, "{kinds:?}");
+}
+
+#[test]
+fn what_was_rotten_is_detected_and_healed_and_nothing_else() {
+    let rig = Rig::new(2, 2);
+    let (store, _) = rig.open(false).unwrap();
+    fill(&store);
+    let census = census(&store);
+    let clean = scrub(&store);
+    assert_eq!((clean.detected, clean.lost, clean.complete), (0, 0, true), "{clean}");
+    assert_eq!(clean.blocks, census.blocks.len() as u64);
+    let mut random = Random::new(9);
+    for disk in [0, 1] {
+        let mut injected = 0;
+        for (addr, part) in &census.blocks {
+            let always = !matches!(part, Part::Data | Part::Leaf | Part::Root);
+            if always || random.chance(800_000) {
+                match random.below(3) {
+                    0 => rig.disks[disk].faults(|f| {
+                        f.unreadable.insert(*addr);
+                    }),
+                    1 => rig.disks[disk].poke(*addr, [0; 4096]),
+                    _ => rig.disks[disk].junk(*addr),
+                }
+                injected += 1;
+            }
+        }
+        assert!(injected > 1000);
+        let report = scrub(&store);
+        assert_eq!(
+            (report.detected, report.healed, report.lost, report.failed),
+            (injected, injected, 0, 0),
+            "{report}"
+        );
+        assert!(report.structures.iter().all(|s| s.detected > 0 && s.healed == s.detected), "{report:?}");
+        assert_eq!(report.replicas[1 - disk].detected, 0);
+        let again = scrub(&store);
+        assert_eq!((again.detected, again.blocks), (0, clean.blocks), "{again}");
+    }
+    for addr in census.blocks.iter().filter(|(_, part)| **part != Part::Label).map(|(addr, _)| *addr) {
+        assert!(rig.disks[0].peek(addr) == rig.disks[1].peek(addr), "block {addr}");
+    }
+    assert_eq!(store.mirror().members().count(), 2);
+}
+
+#[test]
+fn both_replicas_rotten_in_different_blocks_and_some_in_the_same() {
+    let rig = Rig::new(3, 2);
+    let (store, _) = rig.open(false).unwrap();
+    fill(&store);
+    let census = census(&store);
+    let data: Vec<Addr> = census.blocks.iter().filter(|(_, p)| **p == Part::Data).map(|(a, _)| *a).collect();
+    for (i, addr) in data.iter().enumerate() {
+        if i % 50 == 7 {
+            rig.disks[0].junk(*addr);
+            rig.disks[1].junk(*addr);
+        } else {
+            rig.disks[i % 2].junk(*addr);
+        }
+    }
+    let both = data.len().div_ceil(50) as u64 - u64::from(data.len() % 50 <= 7 && data.len() % 50 > 0);
+    let report = scrub(&store);
+    assert_eq!(report.lost, both, "{report}");
+    assert_eq!((report.detected, report.healed), (data.len() as u64 + both, data.len() as u64 - both), "{report}");
+    assert_eq!(report.lost_paths.len() as u64, both);
+    assert!(report.lost_paths.iter().all(|line| line.contains("file data at block")), "{:?}", report.lost_paths);
+    assert!(report.complete);
+}
+
+#[test]
+fn three_replicas_count_each_damaged_copy() {
+    let rig = Rig::new(4, 3);
+    let (store, _) = rig.open(false).unwrap();
+    fill(&store);
+    let data: Vec<Addr> = census(&store).blocks.iter().filter(|(_, p)| **p == Part::Data).map(|(a, _)| *a).collect();
+    for addr in &data {
+        rig.disks[0].junk(*addr);
+        rig.disks[1].junk(*addr);
+    }
+    let report = scrub(&store);
+    assert_eq!((report.detected, report.healed, report.lost), (2 * data.len() as u64, 2 * data.len() as u64, 0));
+}
+
+#[test]
+fn a_lost_leaf_costs_only_what_hangs_on_it() {
+    let rig = Rig::new(5, 2);
+    let (store, _) = rig.open(false).unwrap();
+    fill(&store);
+    let leaf = *census(&store).blocks.iter().find(|(_, p)| **p == Part::Leaf).unwrap().0;
+    store.commit(Force::Clean).unwrap();
+    drop(store);
+    for disk in &rig.disks {
+        disk.junk(leaf);
+    }
+    let (store, _) = rig.open(false).unwrap();
+    let report = scrub(&store);
+    assert_eq!((report.lost, report.notes.len(), report.complete), (1, 1, true), "{report:?}");
+}
+
+#[test]
+fn scrub_goes_on_while_files_change_and_stops_when_asked() {
+    let rig = Rig::new(6, 2);
+    let (store, _) = rig.open(false).unwrap();
+    fill(&store);
+    let mut round = 0_u64;
+    let report = run(&store, &mut |_| {
+        round += 1;
+        write(&store, 20 + round % 4, round * 13 % 150, 1, (20 + round % 4) as u8).unwrap();
+        store.commit(Force::Always).unwrap();
+        true
+    });
+    assert_eq!((report.detected, report.complete), (0, true), "{report}");
+    assert_eq!(byte_at(&store, 20, 0), 20);
+    let stopped = run(&store, &mut |_| false);
+    assert!(!stopped.complete && stopped.blocks < report.blocks);
+}
