@@ -73,6 +73,9 @@ fn explain(words: &str) -> String {
     if words.contains("user_allow_other") {
         return "allow_other needs the line user_allow_other in /etc/fuse.conf; add it or leave the option out".into();
     }
+    if words.contains("/dev/fuse") && words.contains("ermission") {
+        return "ordinary users may not open /dev/fuse here; allow it (chmod 666 /dev/fuse) or mount as root".into();
+    }
     let words = words.strip_prefix("fusermount3: ").unwrap_or(words);
     if words.is_empty() { "it gave no reason".into() } else { words.to_owned() }
 }
