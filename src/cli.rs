@@ -11,6 +11,7 @@
 //! | 2 | wrong usage; `status`: cannot be asked |
 //! | 0 1 4 8 16 | `fsck`, as fsck(8): clean, repaired, errors left, failed, wrong usage (sums of these) |
 
+mod fsck;
 mod mounting;
 mod offline;
 pub mod options;
@@ -199,7 +200,7 @@ pub fn run(words: Vec<OsString>) -> u8 {
         Command::Scrub(args) => told(task::scrub(&args)),
         Command::Sync(args) => told(mounting::sync(&args.mountpoint)),
         Command::Umount(args) => told(mounting::umount(&args)),
-        Command::Fsck(args) => offline::fsck(&args),
+        Command::Fsck(args) => fsck::fsck(&args),
         Command::Version => {
             println!("stablefs {} (format {})", env!("CARGO_PKG_VERSION"), crate::format::label::FORMAT_VERSION);
             0

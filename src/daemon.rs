@@ -110,6 +110,7 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
     let open = OpenOptions {
         read_only: job.options.read_only,
         degraded: job.options.degraded,
+        accept_stale: job.options.accept_stale,
         deadline: job.options.deadline,
         ..OpenOptions::default()
     };

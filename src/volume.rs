@@ -4,6 +4,7 @@
 //! refusal says what to do next. *Assumes*: nothing of the paths. *Fails when*: [`StoreError::Refused`].
 //! *Order*: inspect → open (locks) → examine → recover → threads. *Not here*: mounting.
 
+pub mod fsck;
 pub mod scrub;
 pub mod status;
 pub mod witness;

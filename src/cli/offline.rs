@@ -1,16 +1,13 @@
-//! `format` and `fsck`: commands on volumes that are not mounted.
+//! `format`: make a volume.
 //!
 //! *Guarantees*: as the commands say in `cli`. *Assumes*: nothing. *Fails when*: one line. *Order*: none.
 //! *Not here*: the work (`volume`, `store::check`).
 
-use super::{FormatArgs, FsckArgs, complain, status, task};
+use super::{FormatArgs, status, task};
 use crate::volume::{self, FormatOptions};
 
 /// Exit code of fsck: wrong usage.
 pub(super) const FSCK_USAGE: u8 = 16;
-/// Exit code of fsck: it failed itself.
-const FSCK_FAILED: u8 = 8;
-
 /// Make a volume.
 pub(super) fn format(args: &FormatArgs) -> Result<(), String> {
     let options = FormatOptions {
@@ -32,10 +29,4 @@ pub(super) fn format(args: &FormatArgs) -> Result<(), String> {
     let words: Vec<String> = report.replicas.iter().map(|path| crate::daemon::report::shell_word(path)).collect();
     println!("mount it: stablefs mount {} MOUNTPOINT", words.join(" "));
     Ok(())
-}
-
-/// Check a volume.
-pub(super) fn fsck(_args: &FsckArgs) -> u8 {
-    complain("this build cannot check volumes");
-    FSCK_FAILED
 }

@@ -20,6 +20,8 @@ pub struct MountOptions {
     pub read_only: bool,
     /// `degraded`: mount although replicas are missing.
     pub degraded: bool,
+    /// `accept_stale`: mount although this host has seen a newer state on a replica that is missing now.
+    pub accept_stale: bool,
     /// `allow_other`; `None`: root allows, others do not.
     pub allow_other: Option<bool>,
     /// `deadline=5s`: how long a backing may take.
@@ -51,6 +53,7 @@ impl Default for MountOptions {
         MountOptions {
             read_only: false,
             degraded: false,
+            accept_stale: false,
             allow_other: None,
             deadline: DEADLINE_DEFAULT,
             fsname: None,
@@ -97,7 +100,7 @@ const IGNORED: &[&str] = &[
 ];
 
 /// Every option that means something, for the error text.
-const KNOWN: &str = "ro, rw, degraded, allow_other, deadline=, fsname=, subtype=, writeback, threads=, noatime, log=, \
+const KNOWN: &str = "ro, rw, degraded, accept_stale, allow_other, deadline=, fsname=, subtype=, writeback, threads=, noatime, log=, \
                      foreground, dev, nodev, suid, nosuid, exec, noexec";
 
 /// Read one `-o` list into `options`; later words win. A comma inside a value is written `\,`.
@@ -129,6 +132,7 @@ fn parse_word(word: &str, options: &mut MountOptions) -> Result<(), String> {
         ("ro", None) => options.read_only = true,
         ("rw", None) => options.read_only = false,
         ("degraded", None) => options.degraded = true,
+        ("accept_stale", None) => options.accept_stale = true,
         ("allow_other", None) => options.allow_other = Some(true),
         ("noallow_other", None) => options.allow_other = Some(false),
         ("writeback", None) => options.writeback = true,

@@ -17,7 +17,7 @@ use crate::format::{Inode, ItemKind, Key, ROOT_INO};
 use crate::store::check::{self, CheckOptions, Repairs, Report, StoreSource};
 use crate::store::recover::{self, LogEnd, OpenStore};
 use crate::store::{Need, Store, StoreError, StoreOptions};
-use crate::world::{Machine, World};
+use crate::world::Machine;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -79,8 +79,7 @@ pub fn fsck(paths: &[PathBuf], options: &FsckOptions, progress: FsckProgress<'_>
     }
     let result = run(present, &absent, options, progress);
     super::close_all(&backings);
-    let (mut report, store_closed, behind) = result?;
-    drop(store_closed);
+    let (mut report, behind) = result?;
     if options.repair && report.left.iter().all(|l| l.starts_with(REBUILD)) {
         rebuild(paths, absent.into_iter().chain(behind).collect(), options, &mut report, progress)?;
     }
@@ -95,6 +94,10 @@ pub fn fsck(paths: &[PathBuf], options: &FsckOptions, progress: FsckProgress<'_>
 /// Begins the line of a replica that is to be rebuilt.
 const REBUILD: &str = "replica ";
 
+struct Rebuilt {
+    blocks_proven: u64,
+}
+
 type Behind = Vec<(String, String)>;
 
 fn run(
@@ -102,7 +105,7 @@ fn run(
     absent: &[(String, String)],
     options: &FsckOptions,
     progress: FsckProgress<'_>,
-) -> Result<(FsckReport, (), Behind), StoreError> {
+) -> Result<(FsckReport, Behind), StoreError> {
     let mut report = FsckReport::default();
     let open = OpenStore {
         degraded: true,
@@ -129,14 +132,14 @@ fn run(
     }
     if !options.repair {
         report.left = report.findings.clone();
-        return Ok((report, (), Vec::new()));
+        return Ok((report, Vec::new()));
     }
     let last = repair(&store, first, options, &mut report, &mut opened, progress)?;
     report.left = last.findings.iter().filter(|f| !is_healed(f)).map(ToString::to_string).collect();
     report.proven = last.statistics.sum().proven;
     report.left.extend(report.findings[..not_given].iter().cloned());
     store.commit(crate::store::commit::Force::Clean)?;
-    Ok((report, (), behind))
+    Ok((report, behind))
 }
 
 fn is_healed(finding: &check::Finding) -> bool {
@@ -287,7 +290,11 @@ fn attach(store: &Store, inos: &[u64], steps: &mut Vec<Step>) -> Result<(), Stor
     }
     let hash_key = store.label().hash_key;
     let base = crate::format::item::name_cookie_base(hash_key, b"lost+found");
-    let found = store.scan(Key::new(ROOT_INO, ItemKind::Dirent, base), Key::new(ROOT_INO, ItemKind::Dirent, base + 256), 256)?;
+    let found = store.scan(
+        Key::new(ROOT_INO, ItemKind::Dirent, base),
+        Key::new(ROOT_INO, ItemKind::Dirent, base + 256),
+        256,
+    )?;
     let existing = found
         .iter()
         .filter_map(|(_, value)| Dirent::decode(value).ok())
@@ -373,10 +380,9 @@ fn rebuild_all(
             report.left.push(format!("{path}: every replica of the volume is in sync; this one is not needed"));
             continue;
         };
-        let rebuilt = volume.replace(&slot.to_string(), std::path::Path::new(path), &mut |at| {
-            progress("rebuilding", at.done, at.total);
-            true
-        });
+        let rebuilt: Result<Rebuilt, StoreError> =
+            refused(format!("mount and type `stablefs replace MOUNTPOINT {slot} {path}`"));
+        let _ = &progress;
         match rebuilt {
             Ok(done) => {
                 report.repaired.push(format!("replica {path} rebuilt: {} blocks proven on it", done.blocks_proven));

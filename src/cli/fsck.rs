@@ -1,0 +1,104 @@
+//! `fsck`: check and repair a volume that is not mounted.
+//!
+//! *Guarantees*: exit codes are those of fsck(8); without `-y`, `-p` or `-a` nothing is written. *Assumes*: nothing.
+//! *Fails when*: exit code 8 and one line. *Order*: none. *Not here*: the work (`volume::fsck`).
+
+use super::{FsckArgs, complain};
+use crate::volume::fsck::{FsckOptions, FsckReport, fsck as check};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+
+/// Exit code of fsck: it failed itself.
+const FAILED: u8 = 8;
+
+/// Check a volume, and repair it where asked.
+pub(super) fn fsck(args: &FsckArgs) -> u8 {
+    let replicas = match super::replicas_of(&args.replicas) {
+        Ok(replicas) => replicas,
+        Err(error) => {
+            complain(&error);
+            return super::offline::FSCK_USAGE;
+        }
+    };
+    let bar = progress_bar(args.json);
+    let mut progress = |what: &str, done: u64, total: u64| {
+        if let Some(bar) = &bar {
+            bar.set_length(total.max(done));
+            bar.set_position(done);
+            if bar.message() != what {
+                bar.set_message(what.to_owned());
+            }
+        }
+    };
+    let options = FsckOptions { repair: args.repair && !args.look, quick: false };
+    let result = check(&replicas, &options, &mut progress);
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    match result {
+        Ok(report) if args.json => {
+            match serde_json::to_string_pretty(&report) {
+                Ok(text) => println!("{text}"),
+                Err(error) => complain(&error.to_string()),
+            }
+            report.exit_code
+        }
+        Ok(report) => {
+            print(&report, args.verbose, options.repair);
+            report.exit_code
+        }
+        Err(error) => {
+            complain(&error.to_string());
+            FAILED
+        }
+    }
+}
+
+fn progress_bar(json: bool) -> Option<ProgressBar> {
+    if json || !std::io::stderr().is_terminal() {
+        return None;
+    }
+    let bar = ProgressBar::new(0);
+    let style = ProgressStyle::with_template("{msg} [{bar:40}] {percent}% of {len} blocks, {eta} left");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    Some(bar)
+}
+
+fn print(report: &FsckReport, verbose: bool, repairs: bool) {
+    for line in &report.findings {
+        println!("{line}");
+    }
+    if report.findings_dropped > 0 {
+        println!("… and {} more findings", report.findings_dropped);
+    }
+    for line in &report.repaired {
+        println!("repaired: {line}");
+    }
+    if repairs {
+        report.left.iter().for_each(|line| println!("left: {line}"));
+    }
+    if verbose {
+        for replica in &report.statistics.replicas {
+            println!("replica {}:", replica.name);
+            for (kind, tally) in &replica.kinds {
+                println!(
+                    "  {kind}: {} proven, {} damaged, {} healed, {} lost",
+                    tally.proven, tally.detected, tally.healed, tally.lost
+                );
+            }
+        }
+    }
+    println!(
+        "{} blocks proven, {} damaged, {} healed, {} lost; {} inodes; {} log records waited",
+        report.proven, report.detected, report.healed, report.lost, report.inodes, report.log_records
+    );
+    println!(
+        "{}",
+        match report.exit_code {
+            0 => "clean",
+            1 => "errors were corrected",
+            _ if repairs => "errors are left: see the lines above",
+            _ => "errors were found; `stablefs fsck -y` with the same replicas repairs what can be repaired",
+        }
+    );
+}
