@@ -14,7 +14,7 @@ use super::{Filesystem, FsError};
 use crate::disk::buffer::Slice;
 use crate::format::item::EXTENT_BLOCKS_MAX;
 use crate::format::{BLOCK, FILE_SIZE_MAX};
-use crate::store::{Need, StoreError};
+use crate::store::Need;
 use std::sync::Arc;
 
 /// Blocks reserved in one transaction (32 MiB).
@@ -48,6 +48,13 @@ impl Filesystem {
         self.watch(ino, "allocating", outcome)
     }
 
+    /// Whether `blocks` blocks can be had, once freed ones that wait are given back; nothing is taken.
+    fn check_room(&self, blocks: u64) -> Result<(), FsError> {
+        let need = Need { items: 0, data_blocks: blocks, may_use_reserve: false };
+        drop(self.store.begin(need)?);
+        Ok(())
+    }
+
     /// Holes in blocks `first..end`: (blocks, runs).
     fn holes(&self, ino: u64, first: u64, end: u64) -> Result<(u64, u32), FsError> {
         let (mut blocks, mut runs, mut at) = (0, 0, first);
@@ -74,9 +81,7 @@ impl Filesystem {
     ) -> Result<(), FsError> {
         let ino = entry.ino;
         let (mut first, end_block) = (offset / BLOCK as u64, end.div_ceil(BLOCK as u64));
-        if self.holes(ino, first, end_block)?.0 > self.store.space().free {
-            return Err(FsError::Store(StoreError::NoSpace));
-        }
+        self.check_room(self.holes(ino, first, end_block)?.0)?;
         let mut gap = if keeps_size { vec![] } else { self.zero_gap(ino, size, end)? };
         while first < end_block {
             let stop = end_block.min(first + STEP_BLOCKS);
@@ -167,9 +172,7 @@ impl Filesystem {
     ) -> Result<(), FsError> {
         // Blocks inside are replaced by new ones before the old ones are free.
         let blocks = end.div_ceil(BLOCK as u64) - offset / BLOCK as u64;
-        if blocks > self.store.space().free {
-            return Err(FsError::Store(StoreError::NoSpace));
-        }
+        self.check_room(blocks)?;
         self.punch_range(held, entry, size, offset, end)?;
         self.allocate(held, entry, (size, keeps_size), offset, end)
     }

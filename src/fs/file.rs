@@ -271,7 +271,6 @@ impl Filesystem {
                     }
                 }
                 Err(error) if done == 0 => return self.watch(ino_in, "copying", Err(error)),
-                Err(FsError::Store(StoreError::NoSpace)) => break,
                 Err(_) => break,
             }
         }

@@ -56,7 +56,10 @@ impl Filesystem {
         self.write_atimes()?;
         let next = self.next_orphan()?;
         let Some(ino) = next else { return Ok(false) };
-        let more = self.watch(ino, "reclaiming", self.reclaim(ino))?;
+        let more = match self.reclaim(ino) {
+            Err(FsError::Store(StoreError::ReadOnly)) => return Ok(false),
+            outcome => self.watch(ino, "reclaiming", outcome)?,
+        };
         let mut work = self.reclaim.work.lock();
         if more {
             work.waiting.push_back(ino);

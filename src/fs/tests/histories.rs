@@ -67,7 +67,7 @@ impl History {
     }
 
     fn name(&mut self) -> &'static [u8] {
-        *self.random.pick(&NAMES)
+        NAMES[self.random.below(NAMES.len() as u64) as usize]
     }
 
     fn open_inodes(&self) -> Vec<u64> {
@@ -205,7 +205,7 @@ impl History {
     fn change_xattr(&mut self) -> (Result<(), i32>, Result<(), FsError>) {
         let all = self.model.of_kind(|_| true);
         let ino = *self.random.pick(&all);
-        let name: &[u8] = *self.random.pick(&[&b"user.one"[..], b"user.two"]);
+        let name: &[u8] = [&b"user.one"[..], b"user.two"][self.random.below(2) as usize];
         if self.random.below(3) == 0 {
             let outcome = self.fs.removexattr(ino, name);
             let had = self.model.nodes[&ino].xattrs.contains_key(name);
@@ -443,4 +443,36 @@ fn anything(fs: &Filesystem, dirs: &[u64], random: &mut Random) -> Result<(), Fs
             fs.reclaim_step().map(|_| ())
         }
     }
+}
+
+/// Reads see all of a write or nothing of it, and changes of attributes by several threads add up.
+#[test]
+fn reads_are_whole_and_counts_add_up() {
+    let rig = Rig::disks(6);
+    let fs = rig.mount();
+    let ino = fs.mknod(ROOT_INO, b"file", S_IFREG | 0o644, 0, &USER).unwrap().ino;
+    fs.write(ino, 100, &[0; 9000], false, false).unwrap();
+    let engine = Engine::start(rig.real.as_ref().unwrap(), Duration::from_millis(2)).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..2_u8 {
+            let fs = &fs;
+            scope.spawn(move || {
+                for round in 0..300_u32 {
+                    fs.write(ino, 100, &[round as u8 ^ thread; 9000], false, false).unwrap();
+                    fs.link(ino, ROOT_INO, format!("{thread} {round}").as_bytes()).unwrap();
+                }
+            });
+            scope.spawn(move || {
+                let mut out = vec![];
+                for _ in 0..600 {
+                    fs.read(ino, 100, &mut out, 9000).unwrap();
+                    assert!(out.iter().all(|byte| *byte == out[0]), "half of a write");
+                }
+            });
+        }
+    });
+    assert_eq!(fs.getattr(ino).unwrap().nlink, 601);
+    assert_eq!(fs.getattr(ROOT_INO).unwrap().size, 601);
+    drop(engine);
+    rig.check();
 }
