@@ -11,6 +11,7 @@
 //! | 2 | wrong usage; `status`: cannot be asked |
 //! | 0 1 4 8 16 | `fsck`, as fsck(8): clean, repaired, errors left, failed, wrong usage (sums of these) |
 
+mod debug;
 mod fsck;
 mod mounting;
 mod offline;
@@ -60,6 +61,19 @@ enum Command {
     Fsck(FsckArgs),
     /// Tell the version
     Version,
+    /// Look inside of a volume, for tests
+    #[command(hide = true, subcommand)]
+    Debug(DebugCommand),
+}
+
+/// `stablefs debug`.
+#[derive(Debug, Subcommand)]
+enum DebugCommand {
+    /// Print `address kind` for each block that the newest root of a replica reaches
+    Blocks {
+        /// Place of the replica
+        replica: PathBuf,
+    },
 }
 
 /// `stablefs format`.
@@ -201,6 +215,7 @@ pub fn run(words: Vec<OsString>) -> u8 {
         Command::Sync(args) => told(mounting::sync(&args.mountpoint)),
         Command::Umount(args) => told(mounting::umount(&args)),
         Command::Fsck(args) => fsck::fsck(&args),
+        Command::Debug(DebugCommand::Blocks { replica }) => told(debug::blocks(&replica)),
         Command::Version => {
             println!("stablefs {} (format {})", env!("CARGO_PKG_VERSION"), crate::format::label::FORMAT_VERSION);
             0
