@@ -7,6 +7,7 @@ use super::{ReplaceArgs, ScrubArgs, status, talk};
 use crate::control::{Request, ScrubAction};
 use crate::daemon::report::shell_word;
 use crate::daemon::task::TaskReport;
+use crate::volume::scrub::ScrubReport;
 use serde_json::Value;
 
 /// Scrub, look or stop.
@@ -20,25 +21,31 @@ pub(super) fn scrub(args: &ScrubArgs) -> Result<(), String> {
     match action {
         _ if args.json => print_json(&result),
         ScrubAction::Stop => Ok(()),
-        ScrubAction::Start => {
-            print_result(&result);
-            verdict(&result)
-        }
+        ScrubAction::Start => tell_scrub(result),
         ScrubAction::Status => {
             let task: TaskReport = serde_json::from_value(result).map_err(|error| error.to_string())?;
             println!("{}", status::task_line(&task));
-            print_result(&task.result);
-            Ok(())
+            if task.result.is_null() { Ok(()) } else { tell_scrub(task.result) }
         }
     }
 }
 
-/// A scrub that left damage behind is a failure of the command.
-fn verdict(result: &Value) -> Result<(), String> {
-    let count = |name: &str| result.get(name).and_then(Value::as_u64).unwrap_or(0);
-    match count("lost") {
-        0 => Ok(()),
-        lost => Err(format!("{lost} blocks are damaged on every replica; their files are named above and in the log")),
+/// Tell what a scrub found; damage that is left is a failure of the command.
+fn tell_scrub(result: Value) -> Result<(), String> {
+    let report: ScrubReport = serde_json::from_value(result).map_err(|error| error.to_string())?;
+    println!("{report}");
+    for line in &report.lost_paths {
+        println!("lost: {line}");
+    }
+    for line in &report.notes {
+        println!("note: {line}");
+    }
+    match (report.lost, report.failed) {
+        (0, 0) => Ok(()),
+        (0, failed) => Err(format!("{failed} damaged copies could not be repaired; look at the disk that holds them")),
+        (lost, _) => {
+            Err(format!("{lost} blocks are damaged on every replica; restore what is named above from a backup"))
+        }
     }
 }
 

@@ -72,11 +72,11 @@ impl Task {
         let mut report = self.report.lock();
         report.ended_ns = now_ns();
         match outcome {
-            _ if self.stop.load(Ordering::Relaxed) && outcome.is_err() => report.state = "stopped".into(),
             Ok(result) => {
-                report.state = "done".into();
+                report.state = if self.stop.load(Ordering::Relaxed) { "stopped" } else { "done" }.into();
                 report.result = result;
             }
+            Err(_) if self.stop.load(Ordering::Relaxed) => report.state = "stopped".into(),
             Err(error) => {
                 report.state = "failed".into();
                 report.error = error;

@@ -11,8 +11,9 @@ use serde_json::Value;
 ///
 /// # Errors
 /// As the volume's scrub.
-pub fn scrub(_volume: &Volume, _tell: &mut dyn FnMut(Progress) -> bool) -> Result<Value, String> {
-    Err("this build cannot scrub".into())
+pub fn scrub(volume: &Volume, tell: &mut dyn FnMut(Progress) -> bool) -> Result<Value, String> {
+    let report = volume.scrub(&mut |progress| tell(progress.clone())).map_err(|error| error.to_string())?;
+    serde_json::to_value(report).map_err(|error| error.to_string())
 }
 
 /// Resync the replica `old` (path or number) onto `new`.
