@@ -49,6 +49,9 @@ pub struct Job {
     pub options: MountOptions,
 }
 
+/// Outcome of an end: paths of replicas that still hang, or what could not be made durable.
+pub(crate) type Ended = Result<Vec<String>, String>;
+
 /// Something that the main thread must act on.
 pub(crate) enum Event {
     /// SIGTERM, SIGINT or SIGHUP.
@@ -60,7 +63,7 @@ pub(crate) enum Event {
         /// Detach although files are open.
         lazy: bool,
         /// Where the outcome goes.
-        answer: Sender<Result<(), String>>,
+        answer: Sender<Ended>,
     },
 }
 
@@ -249,7 +252,7 @@ impl Running {
                         continue;
                     }
                     if lazy && !self.wait_for_session() {
-                        let _ = answer.send(Ok(()));
+                        let _ = answer.send(Ok(Vec::new()));
                         continue; // open files stay usable; the session ends with the last of them
                     }
                     self.wait_for_session();
@@ -292,25 +295,25 @@ impl Running {
     }
 
     /// Stop everything, make everything durable, tell `answer`.
-    fn finish_for(self, answer: &Sender<Result<(), String>>) -> Result<(), String> {
+    fn finish_for(self, answer: &Sender<Ended>) -> Result<(), String> {
         self.session.stop_answering();
         self.stopping.store(true, Ordering::Relaxed);
         self.service.stop_tasks();
         let volume = self.volume.write().take();
         let outcome = match volume.map(Volume::close) {
-            None => Ok(()),
+            None => Ok(Vec::new()),
             Some(Ok(hanging)) => {
                 hanging.iter().for_each(|path| log::warn!("{path} still hangs; what it was sent may land later"));
-                Ok(())
+                Ok(hanging)
             }
             Some(Err(error)) => Err(format!("the last changes could not be made durable: {error}")),
         };
         match &outcome {
-            Ok(()) => log::info!("closed"),
+            Ok(_) => log::info!("closed"),
             Err(error) => log::error!("{error}"),
         }
         let _ = answer.send(outcome.clone()); // the client may have gone
         self.server.drain(LAST_ANSWER_MAX);
-        outcome
+        outcome.map(|_hanging| ())
     }
 }

@@ -4,7 +4,7 @@
 //! to the daemon's process, ask, hang up, wait for its end. *Not here*: the daemon.
 
 use super::options::{self, MountOptions};
-use super::{MountArgs, UmountArgs, replicas_of, talk};
+use super::{MountArgs, UmountArgs, complain, replicas_of, talk};
 use crate::control::{CallError, Request};
 use crate::daemon::{self, Job, journal, launch, report::shell_word};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -72,7 +72,16 @@ pub(super) fn umount(args: &UmountArgs) -> Result<(), String> {
     drop(client); // the daemon waits for us to hang up
     let place = shell_word(&entry.path.to_string_lossy());
     match outcome {
-        Ok(_) => {}
+        Ok(answer) => {
+            let hanging: Vec<String> =
+                answer.get("hanging").cloned().and_then(|list| serde_json::from_value(list).ok()).unwrap_or_default();
+            for path in &hanging {
+                complain(&format!("{path} still hangs; a remainder of the daemon waits for it, and locks it so long"));
+            }
+            if !hanging.is_empty() {
+                return Ok(()); // that process ends when the disk answers, not before
+            }
+        }
         Err(CallError::Refused(text)) => return Err(text),
         Err(CallError::Gone(_)) => {
             return Err(format!(

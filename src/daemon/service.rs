@@ -124,8 +124,8 @@ impl Service {
     fn umount(&self, lazy: bool) -> Result<Value, String> {
         let (answer, outcome) = channel();
         self.events.lock().send(Event::Umount { lazy, answer }).map_err(|_| ENDING)?;
-        outcome.recv().map_err(|_| ENDING)??;
-        Ok(json!({}))
+        let hanging = outcome.recv().map_err(|_| ENDING)??;
+        Ok(json!({ "hanging": hanging }))
     }
 }
 
