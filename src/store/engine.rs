@@ -11,7 +11,7 @@ use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[derive(Default)]
 struct Wanted {
@@ -29,6 +29,8 @@ pub struct Signals {
     running: AtomicBool,
 }
 
+/// How often the containers are looked at.
+const LOOK: Duration = Duration::from_secs(1);
 const COMMIT: usize = 0;
 const PLACE: usize = 1;
 const LOG: usize = 2;
@@ -61,20 +63,20 @@ impl Signals {
             self.bell[bell].notify_one();
         }
     }
-    /// Wait until asked (true), until `timeout` passes (true), or until stopped (false).
-    fn wait(&self, bell: usize, which: fn(&mut Wanted) -> &mut bool, timeout: Option<Duration>) -> bool {
+    /// Wait until asked (`Some(true)`), until `timeout` passes (`Some(false)`), or until stopped (`None`).
+    fn wait(&self, bell: usize, which: fn(&mut Wanted) -> &mut bool, timeout: Option<Duration>) -> Option<bool> {
         let mut wanted = self.wanted.lock();
         loop {
             if std::mem::take(which(&mut wanted)) {
-                return true;
+                return Some(true);
             }
             if wanted.stop {
-                return false;
+                return None;
             }
             match timeout {
                 Some(timeout) => {
                     if self.bell[bell].wait_for(&mut wanted, timeout).timed_out() {
-                        return true;
+                        return Some(false);
                     }
                 }
                 None => self.bell[bell].wait(&mut wanted),
@@ -96,14 +98,22 @@ impl Engine {
         store.engine.wanted.lock().stop = false;
         let mut engine = Engine { store: store.clone(), threads: Vec::new() };
         engine.spawn("stablefs-commit", move |store| {
-            while store.engine.wait(COMMIT, |w| &mut w.commit, Some(interval)) {
-                if store.commit(Force::IfChanged).is_err() {
+            let mut last = Instant::now();
+            while let Some(asked) = store.engine.wait(COMMIT, |w| &mut w.commit, Some(LOOK.min(interval))) {
+                // A container can vanish under an open descriptor also while nothing is written.
+                store.mirror.check();
+                let due = asked || last.elapsed() >= interval;
+                let result = if due { store.commit(Force::IfChanged) } else { store.declare() };
+                if due {
+                    last = Instant::now();
+                }
+                if result.is_err() {
                     std::thread::sleep(Duration::from_millis(100));
                 }
             }
         })?;
         engine.spawn("stablefs-place", |store| {
-            while store.engine.wait(PLACE, |w| &mut w.place, None) {
+            while store.engine.wait(PLACE, |w| &mut w.place, None).is_some() {
                 match store.place_step() {
                     Ok(_) => {}
                     Err(StoreError::NoSpace) => store.engine.want_commit(),
@@ -112,7 +122,7 @@ impl Engine {
             }
         })?;
         engine.spawn("stablefs-log", |store| {
-            while store.engine.wait(LOG, |w| &mut w.log, None) {
+            while store.engine.wait(LOG, |w| &mut w.log, None).is_some() {
                 store.log_step();
             }
             store.log_step();

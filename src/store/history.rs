@@ -30,6 +30,16 @@ impl Store {
         self.write_root(&mut state, root)
     }
 
+    /// As `declare_members`, from the thread that looks at the containers; a failure latches the store.
+    pub(crate) fn declare(&self) -> Result<(), StoreError> {
+        self.check_alive()?;
+        let result = self.declare_members();
+        if let Err(error) = &result {
+            self.fail(error);
+        }
+        result
+    }
+
     /// Write `root` with the next version and the present members, until that is the truth.
     pub(crate) fn write_root(&self, state: &mut RootState, mut root: Root) -> Result<(), StoreError> {
         // A replica can fail at most once each; one more round to write the truth, and one to spare.
