@@ -5,6 +5,7 @@
 //! *Order*: inspect → open (locks) → examine → recover → threads. *Not here*: mounting.
 
 pub mod fsck;
+pub mod replace;
 pub mod scrub;
 pub mod status;
 pub mod witness;

@@ -6,6 +6,7 @@
 use crate::control::Progress;
 use crate::volume::Volume;
 use serde_json::Value;
+use std::path::Path;
 
 /// Prove every block on every replica from the medium and heal what is damaged.
 ///
@@ -20,11 +21,7 @@ pub fn scrub(volume: &Volume, tell: &mut dyn FnMut(Progress) -> bool) -> Result<
 ///
 /// # Errors
 /// As the volume's replace.
-pub fn replace(
-    _volume: &Volume,
-    _old: &str,
-    _new: &str,
-    _tell: &mut dyn FnMut(Progress) -> bool,
-) -> Result<Value, String> {
-    Err("this build cannot replace".into())
+pub fn replace(volume: &Volume, old: &str, new: &str, tell: &mut dyn FnMut(Progress) -> bool) -> Result<Value, String> {
+    let report = volume.replace(old, Path::new(new), &mut |progress| tell(progress.clone()));
+    serde_json::to_value(report.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
 }

@@ -17,7 +17,8 @@
 //! |---|---|---|
 //! | InSync | Out | failed write, flush or repair; missed deadline; failed check; `set_out`; never the last one |
 //! | Out, Missing | Returning | `start_returning`: takes all new writes, serves no reads |
-//! | Returning | InSync | `join` |
+//! | (none) | Returning | `attach`: as above, in a further slot, beside replicas that all are in sync |
+//! | Returning | InSync | `join`, or `take_over` in the slot of another one |
 //! | Returning | Out | as InSync |
 
 mod batch;
@@ -122,7 +123,7 @@ impl Mirror {
             seed,
             geometry,
             deadline,
-            counted: rows.iter().map(|_| Counted::default()).collect(),
+            counted: (0..=REPLICAS_MAX).map(|_| Counted::default()).collect(),
             table: RwLock::new(Table { rows, generation: 1, latched: None }),
             gate: RwLock::new(()),
             turns: (0..REPAIR_TURNS).map(|_| Mutex::new(())).collect(),
@@ -132,7 +133,7 @@ impl Mirror {
 
     /// Slots, those without a working replica included; slots are stable indices.
     pub fn replicas(&self) -> usize {
-        self.counted.len()
+        self.table.read().rows.len()
     }
 
     /// Geometry of the volume.
@@ -175,7 +176,7 @@ impl Mirror {
 
     /// The backing of slot `replica`, if it has one.
     pub fn backing(&self, replica: usize) -> Option<Arc<dyn Backing>> {
-        self.table.read().rows[replica].backing.clone()
+        self.table.read().rows.get(replica)?.backing.clone()
     }
 
     /// Put `replica` out because of something the layers above found. The last replica in sync stays in, but
@@ -216,6 +217,9 @@ impl Mirror {
             row.released.push(old);
         }
         log::info!("replica {replica} ({}) is returning", name.path);
+        if row.name.uuid != name.uuid {
+            self.counted[replica].reset();
+        }
         row.name = name;
         row.enter(ReplicaState::Returning, "");
     }
@@ -234,6 +238,60 @@ impl Mirror {
             log::info!("replica {replica} ({}) is in sync", table.rows[replica].name.path);
             table.rows[replica].enter(ReplicaState::InSync, "");
         }
+    }
+
+    /// A further slot with this backing, which takes all new writes and serves no reads: the place of a replica that
+    /// is still in sync is about to change. No root names it. Waits for writes that began without it.
+    ///
+    /// # Panics
+    /// If there is such a slot already: our bug.
+    pub fn attach(&self, name: ReplicaName, backing: Arc<dyn Backing>) -> usize {
+        let _alone = self.gate.write();
+        let mut table = self.table.write();
+        let slot = table.rows.len();
+        assert!(slot < self.counted.len(), "one replica is attached at a time");
+        self.counted[slot].reset();
+        table.generation += 1;
+        log::info!("replica {slot} ({}) is attached and returning", name.path);
+        table.rows.push(Row::new(name, Some(backing), ReplicaState::Returning, wall_ns(), ""));
+        slot
+    }
+
+    /// The attached replica has been proven to hold everything: it takes the place of `replica`, in sync, and its own
+    /// slot is gone. Returns the backing that was there, which takes no more requests of ours. `None`: the attached
+    /// replica went out meanwhile; nothing has changed.
+    ///
+    /// # Panics
+    /// If `attached` is not the last slot: our bug.
+    pub fn take_over(&self, attached: usize, replica: usize) -> Option<Option<Arc<dyn Backing>>> {
+        let _alone = self.gate.write();
+        let mut table = self.table.write();
+        assert!(attached + 1 == table.rows.len() && replica < attached, "the attached slot is the last one");
+        if table.rows[attached].state != ReplicaState::Returning {
+            return None;
+        }
+        let mut new = table.rows.pop().expect("just looked at");
+        new.enter(ReplicaState::InSync, "");
+        table.generation += 1;
+        log::info!("replica {replica}: {} takes the place of {}", new.name.path, table.rows[replica].name.path);
+        self.counted[replica].reset();
+        let old = std::mem::replace(&mut table.rows[replica], new);
+        table.rows[replica].released = old.released;
+        Some(old.backing)
+    }
+
+    /// Give up an attached replica. False: it has taken its place already.
+    pub fn detach(&self, attached: usize) -> bool {
+        let _alone = self.gate.write();
+        let mut table = self.table.write();
+        if attached + 1 != table.rows.len() {
+            return false;
+        }
+        table.generation += 1;
+        if let Some(row) = table.rows.pop() {
+            row.all_backings().for_each(|backing| backing.close());
+        }
+        true
     }
 
     /// Close all backings and wait up to `patience` until their locks are released. Returns the paths of those
@@ -289,12 +347,24 @@ impl Mirror {
     }
 
     fn state(&self, replica: usize) -> ReplicaState {
-        self.table.read().rows[replica].state
+        self.table.read().rows.get(replica).map_or(ReplicaState::Missing, |row| row.state)
     }
 
     /// The rule of leaving: anyone but the last in sync.
     fn put_out(&self, replica: usize, cause: &str) -> Leaving {
+        self.put_out_of(&mut self.table.write(), replica, cause)
+    }
+
+    /// As [`Mirror::put_out`], unless another backing has taken the slot meanwhile.
+    fn put_lane_out(&self, lane: &Lane, cause: &str) -> Leaving {
         let mut table = self.table.write();
+        if !table.rows.get(lane.slot).is_some_and(|row| row.holds(lane)) {
+            return Leaving::Out;
+        }
+        self.put_out_of(&mut table, lane.slot, cause)
+    }
+
+    fn put_out_of(&self, table: &mut Table, replica: usize, cause: &str) -> Leaving {
         let last = table.in_sync() == 1 << replica;
         match table.rows[replica].state {
             ReplicaState::InSync if last => return Leaving::Last,

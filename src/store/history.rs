@@ -12,9 +12,10 @@
 
 use super::commit::RootState;
 use super::{Store, StoreError};
+use crate::disk::Mirror;
 use crate::disk::buffer::{Buf, Slice};
 use crate::format::geometry::ROOT_SLOTS;
-use crate::format::{Member, MemberState, Root};
+use crate::format::{Member, MemberState, Root, Uuid};
 
 /// Called with a root that names fewer replicas, before anything is acknowledged without them.
 pub type ShrinkHook = Box<dyn Fn(&Root) + Send + Sync>;
@@ -38,6 +39,27 @@ impl Store {
             self.fail(error);
         }
         result
+    }
+
+    /// Change who is in the mirror, and make a root durable that says so, before any other root can be written.
+    /// `names`: slots whose replica is another one from then on.
+    pub(crate) fn change_members<T>(
+        &self,
+        names: Vec<(usize, Uuid)>,
+        change: impl FnOnce(&Mirror) -> T,
+    ) -> Result<T, StoreError> {
+        let mut state = self.root.lock();
+        let changed = change(&self.mirror);
+        state.rename = Some(names);
+        let root = state.root.clone();
+        let written = self.write_root(&mut state, root);
+        state.rename = None;
+        drop(state);
+        if let Err(error) = written {
+            self.fail(&error);
+            return Err(error);
+        }
+        Ok(changed)
     }
 
     /// Write `root` with the next version and the present members, until that is the truth.
@@ -109,6 +131,12 @@ impl Store {
         if shrunk || state.fork_next || root.chain.is_empty() {
             root.begin_epoch(self.world.uuid());
         }
+    }
+
+    /// The newest durable root and its slot.
+    pub(crate) fn newest_root(&self) -> (usize, Root) {
+        let state = self.root.lock();
+        (state.newest_slot, state.root.clone())
     }
 
     /// Read the newest root back from the medium of each replica: the one lost write that no pointer reveals.

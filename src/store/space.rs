@@ -342,6 +342,21 @@ impl Space {
         }
     }
 
+    /// Wait until the growth under way, which may not reach a replica that has just come, is in memory.
+    pub fn settle_growth(&self) {
+        drop(self.grow.lock());
+    }
+
+    /// Units of `zone` that have space below, or are about to, as bits.
+    pub fn backed_units(&self, mirror: &Mirror, zone: u64) -> Result<u128, StoreError> {
+        let mut inner = self.inner.lock();
+        if let Some(loaded) = inner.zones.get(&zone) {
+            return Ok(loaded.disk.backed);
+        }
+        let entry = inner.entry(self, mirror, 0, zone)?;
+        Ok(read_bitmap(self, mirror, zone, &entry)?.backed)
+    }
+
     /// Encode all dirty bitmaps and the nodes above, for group `txg`.
     pub fn write_out(&self, mirror: &Mirror, txg: Txg) -> Result<SpaceWrites, StoreError> {
         let mut inner = self.inner.lock();

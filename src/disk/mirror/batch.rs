@@ -124,7 +124,7 @@ impl Mirror {
             for run in runs.iter_mut().filter(|run| run.outcome.is_none()) {
                 let limit = twin_at.map(|at| run.limit(self.deadline).max(at + self.grace()));
                 let late = limit.is_some_and(|limit| run.is_frozen() || now >= limit);
-                if late && self.miss(run.lane.slot, what) == Leaving::Out {
+                if late && self.miss(run.lane, what) == Leaving::Out {
                     run.outcome = Some(Outcome::Missed);
                     continue;
                 }
@@ -138,14 +138,16 @@ impl Mirror {
         }
     }
 
-    /// `replica` missed the deadline while a twin did not.
-    pub(super) fn miss(&self, replica: usize, what: &str) -> Leaving {
+    /// `lane` missed the deadline while a twin did not.
+    pub(super) fn miss(&self, lane: &Lane, what: &str) -> Leaving {
         let cause = format!("no answer to {what} within {:?}, while another replica answered", self.deadline);
-        let was = self.state(replica);
-        let leaving = self.put_out(replica, &cause);
+        let was = self.state(lane.slot);
+        let leaving = self.put_lane_out(lane, &cause);
         if leaving == Leaving::Out && was.takes_writes() {
-            self.count(replica, |counted| &counted.deadline_missed);
-            self.table.write().rows[replica].silent = true;
+            self.count(lane.slot, |counted| &counted.deadline_missed);
+            if let Some(row) = self.table.write().rows.get_mut(lane.slot).filter(|row| row.holds(lane)) {
+                row.silent = row.state == ReplicaState::Out;
+            }
         }
         leaving
     }
@@ -162,7 +164,7 @@ impl Mirror {
             }
             let in_sync = self.state(lane.slot) == ReplicaState::InSync;
             let may_leave = !in_sync || self.twin_answers(lane.slot);
-            if may_leave && self.miss(lane.slot, what) == Leaving::Out {
+            if may_leave && self.miss(lane, what) == Leaving::Out {
                 let text = format!("no answer within {:?}", self.deadline);
                 return Err(io::Error::new(io::ErrorKind::TimedOut, text));
             }

@@ -153,7 +153,7 @@ impl Mirror {
     fn judge_slow(&self, waiting: &[Asked]) {
         for one in waiting.iter().filter(|one| one.ticket.is_frozen() || Instant::now() >= one.patience_until) {
             if one.ticket.wait(Some(Instant::now() + self.grace())).is_none() {
-                self.miss(one.lane.slot, "a read");
+                self.miss(&one.lane, "a read");
             }
         }
     }

@@ -11,7 +11,7 @@
 
 use super::read::data;
 use super::write::{REQUEST_BLOCKS_MAX, describe};
-use super::{Lane, Mirror, REPAIR_TURNS, ReplicaState};
+use super::{Lane, Mirror, REPAIR_TURNS, ReplicaState, slot};
 use crate::disk::DiskError;
 use crate::disk::backing::{Op, Ticket};
 use crate::disk::buffer::{Buf, Slice};
@@ -195,7 +195,7 @@ impl Mirror {
         let others = |lane: &Lane| lane.slot != first.slot;
         lanes.extend(self.lanes(|state| state == ReplicaState::InSync).into_iter().filter(others));
         let rest = self.lanes(|state| state != ReplicaState::InSync).into_iter().filter(others);
-        lanes.extend(rest.filter(|lane| !self.table.read().rows[lane.slot].hangs()));
+        lanes.extend(rest.filter(|lane| !self.table.read().rows.get(lane.slot).is_some_and(slot::Row::hangs)));
         lanes
     }
 
@@ -237,7 +237,7 @@ impl Mirror {
             (Some(failure), _) => {
                 log::error!("replica {}: block {addr} {damage}; {failure}", lane.slot);
                 self.count(lane.slot, |counted| &counted.heal_failed);
-                self.put_out(lane.slot, &failure);
+                self.put_lane_out(lane, &failure);
                 false
             }
         }

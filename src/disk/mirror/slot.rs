@@ -92,6 +92,25 @@ pub(super) struct Counted {
 }
 
 impl Counted {
+    /// Another replica is in the slot now.
+    pub fn reset(&self) {
+        let all = [
+            &self.reads,
+            &self.writes,
+            &self.flushes,
+            &self.unreadable,
+            &self.checksum,
+            &self.transient,
+            &self.healed,
+            &self.heal_failed,
+            &self.copied,
+            &self.write_failed,
+            &self.flush_failed,
+            &self.deadline_missed,
+        ];
+        all.iter().for_each(|counter| counter.store(0, Ordering::Relaxed));
+    }
+
     fn now(&self) -> ReplicaCounters {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         ReplicaCounters {
@@ -175,6 +194,11 @@ impl Row {
         self.cause = cause.to_owned();
         self.silent = false;
         self.released.retain(|old| !old.is_closed() || old.in_flight() > 0);
+    }
+
+    /// Whether it is still the backing of this lane that is in the slot.
+    pub fn holds(&self, lane: &super::Lane) -> bool {
+        self.backing.as_ref().is_some_and(|now| Arc::ptr_eq(now, &lane.backing))
     }
 
     /// Whether asking is pointless for now.

@@ -103,9 +103,18 @@ impl Mirror {
         let lanes = self.lanes(ReplicaState::takes_writes);
         for (lane, outcome) in lanes.iter().zip(self.run_batch(&lanes, 1, "a check", &|_| Op::Check)) {
             match outcome {
-                Outcome::Finished(Done::Facts(facts)) => self.table.write().rows[lane.slot].facts = Some(facts),
+                Outcome::Finished(Done::Facts(facts)) => {
+                    if let Some(row) = self.table.write().rows.get_mut(lane.slot).filter(|row| row.holds(lane)) {
+                        row.facts = Some(facts);
+                    }
+                }
                 Outcome::Finished(_) | Outcome::Missed => {}
-                Outcome::Failed(error) => self.set_out(lane.slot, &format!("the container changed: {error}")),
+                Outcome::Failed(error) => {
+                    let cause = format!("the container changed: {error}");
+                    if self.put_lane_out(lane, &cause) == Leaving::Last {
+                        self.latch(&cause);
+                    }
+                }
             }
         }
     }
@@ -135,7 +144,7 @@ impl Mirror {
             return Err(DiskError::Replica { replica, detail: "is missing".into() });
         };
         // Out and still hanging: a further request would only hang as well.
-        if self.table.read().rows[replica].hangs() {
+        if self.table.read().rows.get(replica).is_some_and(super::slot::Row::hangs) {
             return Err(DiskError::Replica { replica, detail: "is out and has not answered yet".into() });
         }
         Ok(lane)

@@ -1,0 +1,171 @@
+//! Which replica is meant, and whether the new place may be used.
+//!
+//! *Guarantees*: nothing that is not ours is overwritten; the last replica in sync is never given up. *Assumes*: the
+//! caller has checked that the place is not inside the mount. *Fails when*: [`StoreError::Refused`]: what and why.
+//! *Order*: commit (it notices containers that have vanished) → judge → release → open → resync.
+//! *Not here*: copying (`replace`).
+
+use super::super::{EXAMINE_WAIT, Volume, absolute, close_all, witness};
+use super::{Place, ReplaceReport, refused, resync};
+use crate::control::Progress;
+use crate::disk::backing::{Backing, BackingKind};
+use crate::disk::file::{self, CreateOptions, Inspection, Mode};
+use crate::disk::{ReplicaHealth, ReplicaName, ReplicaState};
+use crate::store::commit::Force;
+use crate::store::{StoreError, recover};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+impl Volume {
+    /// Resync a new replica at `new` and let it take the place of `old` (path or slot number). `new` may be the same
+    /// place, emptied or left behind. `progress` is told now and then; answering false stops, and nothing has changed
+    /// but that the new replica is none.
+    ///
+    /// # Errors
+    /// The place cannot be used, or failed on the way; other long work runs.
+    pub fn replace(
+        &self,
+        old: &str,
+        new: &Path,
+        progress: &mut dyn FnMut(&Progress) -> bool,
+    ) -> Result<ReplaceReport, StoreError> {
+        if self.options.read_only {
+            return Err(StoreError::ReadOnly);
+        }
+        let _alone = self.begin_work("replace")?;
+        // A container that has vanished is noticed by a commit.
+        self.store.commit(Force::Always)?;
+        let health = self.mirror.health();
+        let slot = self.find_replica(old, &health)?;
+        let new = absolute(new);
+        let same = absolute(Path::new(&health[slot].name.path)) == new || self.was_absent(&new) && old_is(old, &new);
+        let place = self.judge_old(&health, slot, &new, same)?;
+        let found = file::inspect(&new).map_err(|error| refused(error.to_string()))?;
+        let own = self.judge_new(&health, &found, slot, same)?;
+        self.mirror.release(slot);
+        let backing = self.open_new(&found, own)?;
+        let name = ReplicaName { uuid: self.store.world().uuid(), path: found.path.display().to_string() };
+        ::log::info!("replace {} by {}", health[slot].name.path, name.path);
+        let report = resync(&self.store, place, name, backing, progress)?;
+        if self.mirror.health().iter().all(|replica| replica.state == ReplicaState::InSync) {
+            witness::clear(&self.label);
+        }
+        ::log::info!("replace: {}", report.summary);
+        Ok(report)
+    }
+
+    /// The slot that `old` names.
+    fn find_replica(&self, old: &str, health: &[ReplicaHealth]) -> Result<usize, StoreError> {
+        if let Ok(slot) = old.parse::<usize>() {
+            return if slot < health.len() { Ok(slot) } else { Err(no_such(old, health)) };
+        }
+        let path = absolute(Path::new(old));
+        let named = |h: &&ReplicaHealth| Path::new(&h.name.path) == path || absolute(Path::new(&h.name.path)) == path;
+        if let Some(found) = health.iter().find(named) {
+            return Ok(found.slot);
+        }
+        // The path of a replica that was missing at the mount is known only from the command line.
+        let missing: Vec<&ReplicaHealth> = health.iter().filter(|h| h.state == ReplicaState::Missing).collect();
+        match &missing[..] {
+            [one] => Ok(one.slot),
+            _ => Err(no_such(old, health)),
+        }
+    }
+
+    fn was_absent(&self, path: &Path) -> bool {
+        self.absent.iter().any(|(absent, _)| Path::new(absent) == path)
+    }
+
+    fn judge_old(&self, health: &[ReplicaHealth], slot: usize, new: &Path, same: bool) -> Result<Place, StoreError> {
+        let old = &health[slot];
+        let other = health.iter().find(|h| h.slot != slot && absolute(Path::new(&h.name.path)) == *new);
+        if let Some(other) = other.filter(|other| other.state != ReplicaState::Missing) {
+            let text = format!("{}: is replica {} of this volume ({})", new.display(), other.slot, other.state.name());
+            return Err(refused(text));
+        }
+        match old.state {
+            ReplicaState::InSync if same => Err(refused(format!(
+                "{}: is in sync; there is nothing to replace. stablefs scrub proves it",
+                new.display()
+            ))),
+            ReplicaState::InSync => Ok(Place::Taken(slot)),
+            ReplicaState::Returning => Err(refused(format!("{}: is being brought back already", old.name.path))),
+            ReplicaState::Out | ReplicaState::Missing if same && old.in_flight > 0 => Err(refused(format!(
+                "{}: {} requests to it have not come back; what hangs there could still overwrite what is copied now. \
+                 Wait until the disk answers or is gone, or choose another place",
+                new.display(),
+                old.in_flight
+            ))),
+            ReplicaState::Out | ReplicaState::Missing => Ok(Place::Free(slot)),
+        }
+    }
+
+    /// Whether what stands there is ours to use again (true) or nothing (false).
+    fn judge_new(
+        &self,
+        health: &[ReplicaHealth],
+        found: &Inspection,
+        slot: usize,
+        same: bool,
+    ) -> Result<bool, StoreError> {
+        let path = found.path.display();
+        if let Some(label) = &found.label {
+            if label.volume != self.label.volume {
+                let text = format!("{path}: is a replica of another volume ({}); empty it first", label.volume);
+                return Err(refused(text));
+            }
+            let member = health.iter().find(|h| h.slot != slot && h.name.uuid == label.replica);
+            if let Some(member) = member {
+                return Err(refused(format!("{path}: is replica {} of this volume", member.slot)));
+            }
+            return Ok(true);
+        }
+        match &found.foreign {
+            Some(_) if same => Ok(true),
+            Some(what) => Err(refused(format!("{path}: {what}; empty it first, or choose another place"))),
+            None => Ok(false),
+        }
+    }
+
+    /// Open it: what is ours is kept, since a block that is correct there need not be copied, and may be the last copy.
+    fn open_new(&self, found: &Inspection, own: bool) -> Result<Arc<dyn Backing>, StoreError> {
+        if own && found.container && found.size_bytes > 0 {
+            match file::open(&found.path, Mode::Write, None) {
+                Ok(backing) => return self.not_mounted_elsewhere(backing, &found.path),
+                Err(error @ file::OpenError::Busy(_)) => return Err(refused(error.to_string())),
+                Err(error) => ::log::warn!("{error}: it is made anew"),
+            }
+        }
+        let blocks = if found.kind == BackingKind::Directory { 0 } else { self.label.geometry.blocks };
+        let create = CreateOptions { blocks, replace: own };
+        file::open(&found.path, Mode::Write, Some(create)).map_err(|error| refused(error.to_string()))
+    }
+
+    /// A former replica may have been written alone, and hold what nobody else has: that is for a person to decide.
+    fn not_mounted_elsewhere(&self, backing: Arc<dyn Backing>, path: &Path) -> Result<Arc<dyn Backing>, StoreError> {
+        let ours = self.store.durable_root();
+        if let Ok(found) = recover::examine(&*backing, EXAMINE_WAIT)
+            && let Some((_, theirs)) = found.roots.first()
+            && !ours.follows(theirs.epoch().id, theirs.version)
+        {
+            close_all(&[backing]);
+            return Err(refused(format!(
+                "{}: was written apart from the others (root {} of {}); its changes would be lost. Look at it with \
+                 `stablefs mount -o degraded`, or empty it, then replace again",
+                path.display(),
+                theirs.version,
+                crate::world::utc(theirs.time_ns)
+            )));
+        }
+        Ok(backing)
+    }
+}
+
+fn old_is(old: &str, new: &Path) -> bool {
+    old.parse::<usize>().is_ok() || absolute(Path::new(old)) == PathBuf::from(new)
+}
+
+fn no_such(old: &str, health: &[ReplicaHealth]) -> StoreError {
+    let known: Vec<String> = health.iter().map(|h| format!("{} {}", h.slot, h.name.path)).collect();
+    refused(format!("{old}: is no replica of this volume; it has {}", known.join(", ")))
+}
