@@ -7,7 +7,8 @@
 //! *Order*: write lock → place lock → gate → shards; `state` is a leaf. *Not here*: replay (`recover`).
 //!
 //! While group n is closing and n+1 is open, what is unlogged of each goes into a record of its own, so that replay
-//! on root n skips the first. Replay applies records by (group, sequence).
+//! on root n skips the first. Replay applies records by (group, sequence). Data that a record only names is flushed
+//! before the record is written: so a large fsync takes two flushes, a small one takes one.
 //!
 //! The ring: records stand one behind the other; one that does not fit at the end begins at block 0.
 //!
@@ -175,6 +176,8 @@ impl Log {
 struct Cut {
     txg: Txg,
     bytes: Vec<u8>,
+    /// It names blocks that were written to their place.
+    names_blocks: bool,
 }
 
 impl Store {
@@ -232,7 +235,8 @@ impl Store {
                 None => return self.commit_instead(),
             }
         }
-        let result = self.write_records(writes);
+        let names_blocks = cuts.iter().any(|cut| cut.names_blocks);
+        let result = self.write_records(writes, names_blocks);
         match result {
             Ok(()) => {
                 last.inspect(|seq| self.log.acknowledge(*seq));
@@ -245,8 +249,12 @@ impl Store {
         }
     }
 
-    fn write_records(&self, writes: Vec<(u64, Slice)>) -> Result<(), StoreError> {
+    fn write_records(&self, writes: Vec<(u64, Slice)>, names_blocks: bool) -> Result<(), StoreError> {
         if !writes.is_empty() {
+            if names_blocks {
+                // A power cut may keep the record and drop what it names: first the one, then the other.
+                self.mirror.flush()?;
+            }
             self.mirror.write(writes)?;
             self.mirror.flush()?;
         }
@@ -412,7 +420,8 @@ impl Taken {
             assert!(len <= BLOCK);
             Entry::Page { ino, block, bytes: page[..len].to_vec() }.encode(&mut bytes);
         }
-        (!bytes.is_empty()).then_some(Cut { txg: self.txg, bytes })
+        let names_blocks = self.entries.iter().any(|entry| matches!(entry, Entry::Run { .. }));
+        (!bytes.is_empty()).then_some(Cut { txg: self.txg, bytes, names_blocks })
     }
 }
 
