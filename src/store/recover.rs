@@ -302,6 +302,8 @@ impl Store {
         }
         if !self.options.read_only {
             self.root.lock().root.mount_count += 1;
+            // Space below that was allocated since the last commit is not known any more; what was replayed needs it.
+            let _enough = self.space.ensure_backed(&self.mirror, self.taken(self.reserve_blocks()))?;
             self.commit(Force::Always)?;
         }
         Ok(())
