@@ -24,6 +24,7 @@ pub mod error;
 pub mod fs;
 pub mod fuse;
 pub mod mount;
+pub mod simulate;
 pub mod store;
 pub mod volume;
 pub mod world;
