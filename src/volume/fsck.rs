@@ -94,10 +94,6 @@ pub fn fsck(paths: &[PathBuf], options: &FsckOptions, progress: FsckProgress<'_>
 /// Begins the line of a replica that is to be rebuilt.
 const REBUILD: &str = "replica ";
 
-struct Rebuilt {
-    blocks_proven: u64,
-}
-
 type Behind = Vec<(String, String)>;
 
 fn run(
@@ -380,9 +376,10 @@ fn rebuild_all(
             report.left.push(format!("{path}: every replica of the volume is in sync; this one is not needed"));
             continue;
         };
-        let rebuilt: Result<Rebuilt, StoreError> =
-            refused(format!("mount and type `stablefs replace MOUNTPOINT {slot} {path}`"));
-        let _ = &progress;
+        let rebuilt = volume.replace(&slot.to_string(), std::path::Path::new(path), &mut |at| {
+            progress("rebuilding", at.done, at.total);
+            true
+        });
         match rebuilt {
             Ok(done) => {
                 report.repaired.push(format!("replica {path} rebuilt: {} blocks proven on it", done.blocks_proven));
