@@ -95,7 +95,7 @@ fn ask(backing: &dyn Backing, op: Op) -> Result<Done, String> {
 fn blank(backing: &dyn Backing, geometry: &Geometry) -> Result<(), String> {
     let facts = backing.facts();
     if facts.kind == BackingKind::Device && facts.blocks < geometry.blocks {
-        let mib = |blocks: u64| blocks * BLOCK as u64 >> 20;
+        let mib = |blocks: u64| (blocks * BLOCK as u64) >> 20;
         return Err(format!("is too small: {} MiB, the volume has {} MiB", mib(facts.blocks), mib(geometry.blocks)));
     }
     let zero = |from: Addr, end: Addr| {

@@ -13,7 +13,7 @@ use crate::disk::file::{self, CreateOptions, Inspection, Mode};
 use crate::disk::{ReplicaHealth, ReplicaName, ReplicaState};
 use crate::store::commit::Force;
 use crate::store::{StoreError, recover};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 impl Volume {
@@ -162,7 +162,7 @@ impl Volume {
 }
 
 fn old_is(old: &str, new: &Path) -> bool {
-    old.parse::<usize>().is_ok() || absolute(Path::new(old)) == PathBuf::from(new)
+    old.parse::<usize>().is_ok() || absolute(Path::new(old)) == *new
 }
 
 fn no_such(old: &str, health: &[ReplicaHealth]) -> StoreError {

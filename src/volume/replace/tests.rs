@@ -154,7 +154,7 @@ fn what_fails_on_the_way_harms_nobody() {
             lose_second(&rig, &store);
         }
         let before = store.mirror().members().in_sync;
-        for way in 0..4 {
+        for way in 0..5 {
             let disk = rig.power.disk(4096);
             let mut round = 0;
             let error = resync(&store, place, name(10 + way), disk.clone(), &mut |_| {
@@ -165,10 +165,11 @@ fn what_fails_on_the_way_harms_nobody() {
                         0 => f.gone = true,
                         1 => f.fail_writes = Fault::Always,
                         2 => f.fail_flushes = Fault::Always,
+                        3 => f.hang = Fault::Always,
                         _ => {}
                     });
                 }
-                way != 3 || round < 6
+                way != 4 || round < 6
             });
             let text = error.unwrap_err().to_string();
             assert!(text.starts_with("/disk/new") && text.contains("replace again"), "{text}");
