@@ -186,6 +186,19 @@ fn flags(plan: &MountPlan) -> MountFlags {
     flags
 }
 
+/// Detach the mount that `entry` names if its process has died; nothing happens to one that is served.
+///
+/// # Errors
+/// It is served, or must not be unmounted by this user.
+pub fn detach_dead(entry: &table::Entry) -> Result<(), MountError> {
+    match rustix::fs::stat(&entry.path) {
+        Err(Errno::NOTCONN | Errno::CONNABORTED) => {}
+        _ => return Err(MountError::Refused(format!("{} is served by some process", entry.path.display()))),
+    }
+    let by_helper = !rustix::process::geteuid().is_root();
+    Mounted { path: entry.path.clone(), device: entry.device, by_helper }.unmount(true)
+}
+
 impl Mounted {
     /// Whether it is still mounted there, on top.
     pub fn is_there(&self) -> bool {

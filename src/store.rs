@@ -73,11 +73,11 @@ impl Default for StoreOptions {
     fn default() -> StoreOptions {
         StoreOptions {
             read_only: false,
-            pages_max: 16_384,
+            pages_max: 12_288,
             pages_start: 2_048,
             items_bytes_max: 24 << 20,
             placed_max: 131_072,
-            cache_nodes: 12_288,
+            cache_nodes: 8_192,
             window: 3,
         }
     }

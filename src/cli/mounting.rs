@@ -66,7 +66,15 @@ pub(super) fn umount(args: &UmountArgs) -> Result<(), String> {
         let (wanted, place) = (args.mountpoint.display(), entry.path.display());
         return Err(format!("{wanted} is not a mount point, it lies in the one at {place}: stablefs umount {place}"));
     }
-    let mut client = talk::connect(&entry)?;
+    let mut client = match talk::connect(&entry) {
+        Ok(client) => client,
+        Err(_) if crate::mount::detach_dead(&entry).is_ok() => {
+            let place = entry.path.display();
+            complain(&format!("the daemon of {place} had died; detached it. What was synced is safe: mount it again"));
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
     let process = client.peer_process().and_then(|process| pidfd_open(process, PidfdFlags::empty()).ok());
     let outcome = client.call(&Request::Umount { lazy: args.lazy }, &mut |_| {});
     drop(client); // the daemon waits for us to hang up

@@ -32,7 +32,7 @@ pub(super) fn connect(entry: &Entry) -> Result<Client, String> {
     place::connect(entry).and_then(Client::new).map_err(|error| match error.kind() {
         ErrorKind::PermissionDenied => format!("only root and whoever mounted {place} may ask its daemon"),
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-            format!("no stablefs daemon answers for {place}; if it has died, detach the mount: umount -l {place}")
+            format!("no stablefs daemon answers for {place}; if it has died, detach the mount: stablefs umount {place}")
         }
         _ => format!("cannot talk to the daemon of {place}: {error}"),
     })
