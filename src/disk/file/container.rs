@@ -130,6 +130,10 @@ impl Container {
 
     fn write(&self, addr: Addr, data: &[Slice]) -> io::Result<()> {
         self.writable()?;
+        if self.grows() {
+            // Before a write behind the end makes a container that was cut look as long as it was.
+            self.check_length(rustix::fs::fstat(&self.fd)?.st_size as u64)?;
+        }
         let (start, len) = range(addr, data.iter().map(Slice::blocks).sum())?;
         let (mut part, mut offset, mut at) = (0, 0, start);
         while at < start + len {
@@ -218,6 +222,14 @@ impl Container {
         }
     }
 
+    fn check_length(&self, length: u64) -> io::Result<()> {
+        let length_min = self.length_min.load(Ordering::Relaxed);
+        if length < length_min {
+            return Err(changed(format!("the container shrank from at least {length_min} to {length} bytes")));
+        }
+        Ok(())
+    }
+
     fn check(&self) -> io::Result<Facts> {
         for entry in &self.entries {
             let named = match rustix::fs::statat(&entry.parent, &entry.name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -236,10 +248,7 @@ impl Container {
             return Err(changed("the container was deleted".into()));
         }
         let length = if self.grows() { stat.st_size as u64 } else { rustix::fs::seek(&self.fd, SeekFrom::End(0))? };
-        let length_min = self.length_min.load(Ordering::Relaxed);
-        if length < length_min {
-            return Err(changed(format!("the container shrank from at least {length_min} to {length} bytes")));
-        }
+        self.check_length(length)?;
         let bytes_free_below = if self.grows() {
             let below = rustix::fs::fstatvfs(&self.fd)?;
             below.f_bavail.saturating_mul(below.f_frsize)
