@@ -108,6 +108,7 @@ fn prepare_process() {
 fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
     let say = |error: &dyn std::fmt::Display| error.to_string();
     let replicas = absolute(&job.replicas)?;
+    mount::check_device().map_err(|error| say(&error))?;
     let mountpoint = mount::check_mountpoint(&job.mountpoint, &replicas).map_err(|error| say(&error))?;
     let place = place::prepare().map_err(|error| format!("no place for the control socket: {error}"))?;
     let open = OpenOptions {

@@ -95,7 +95,23 @@ pub fn check_mountpoint(path: &Path, replicas: &[PathBuf]) -> Result<PathBuf, Mo
     for replica in replicas {
         check_apart(&mountpoint, replica)?;
     }
+    if mountpoint.join("stablefs.data").exists() {
+        return refuse(format!("{shown} is a replica of a volume and would be hidden; choose another mount point"));
+    }
     Ok(mountpoint)
+}
+
+/// Check that this machine can mount FUSE at all, before anything is opened.
+///
+/// # Errors
+/// There is no `/dev/fuse`.
+pub fn check_device() -> Result<(), MountError> {
+    match std::fs::symlink_metadata("/dev/fuse") {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(MountError::Refused("there is no /dev/fuse; load the module: modprobe fuse".into()))
+        }
+        _ => Ok(()), // what else may be wrong with it shows when it is opened
+    }
 }
 
 /// Refuse a mount point inside a replica and a replica inside the mount point: requests would come back to ourselves.
