@@ -1,3 +1,5 @@
+//! The control socket: requests and answers over a real socket, and clients that misbehave.
+
 use super::*;
 use serde_json::json;
 

@@ -485,6 +485,7 @@ fn acls_and_modes_stay_in_step(rig: &Rig) {
 
 #[test]
 fn a_failed_fsync_keeps_failing() {
+    // SEMANTICS: DUR-5
     let (store, rig) = Rig::memory();
     let fs = rig.mount();
     let ino = file(&fs, b"f", b"");
