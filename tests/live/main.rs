@@ -1,0 +1,15 @@
+//! The program on real mounts: what `docs/SEMANTICS.md` promises, shown with the tools that people use.
+//!
+//! Goal: nothing between the kernel and the disks undoes what the tests on simulated disks have shown.
+//! Method: each test makes a volume in a scratch directory, mounts it, and works on it with real programs. A guard
+//! unmounts and removes everything, also when a test fails. `STABLEFS_TEST_SCALE` is `quick` (no mounts), `default` or
+//! `all` (the long versions); without it the light tests run if the machine can mount.
+
+mod bed;
+mod crash;
+mod degraded;
+mod disks;
+mod everyday;
+mod heavy;
+mod refuse;
+mod rot;

@@ -1,0 +1,122 @@
+//! Refusals that need a mount, rights or a missing device. (What is refused without one: `tests/errors.rs`.)
+
+use super::bed::{Bed, Said, can_mount, fingerprint, is_root, program, run, shell};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+#[track_caller]
+fn refused(said: Said, says: &str) {
+    assert_ne!(said.code, 0, "was not refused: {said}");
+    assert_eq!(said.err.trim_end().lines().count(), 1, "more than one line: {said}");
+    assert!(said.err.contains(says), "does not say {says:?}: {said}");
+}
+
+/// Goal: what is mounted is protected from everybody else, and keeps working.
+#[test]
+fn a_mounted_volume_is_left_alone() {
+    // SEMANTICS: REFUSE-1, REFUSE-2, REFUSE-3
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::mounted("64M");
+    fs::write(bed.at("file"), b"content").unwrap();
+    bed.sync();
+    let (a, b) = (bed.a.to_str().unwrap(), bed.b.to_str().unwrap());
+    let second = bed.path().join("second");
+    fs::create_dir(&second).unwrap();
+    let before = (fingerprint(&bed.a), fingerprint(&bed.b));
+    refused(bed.stablefs(["mount", a, b, second.to_str().unwrap()]), "in use");
+    refused(bed.stablefs(["mount", a, b, bed.mnt.to_str().unwrap()]), "");
+    refused(bed.stablefs(["format", "--force", "--size", "32M", a, b]), "in use");
+    refused(bed.stablefs(["format", "--size", "32M", a, b]), "");
+    for flag in ["-n", "-y"] {
+        let said = bed.fsck(flag);
+        assert_eq!(said.code & 8, 8, "{said}");
+        refused(said, "in use");
+    }
+    refused(bed.stablefs(["replace", bed.mnt.to_str().unwrap(), b, a]), "");
+    refused(bed.stablefs(["replace", bed.mnt.to_str().unwrap(), "/no/such/replica", second.to_str().unwrap()]), "");
+    // The commit thread may have written meanwhile only if something changed: nothing did.
+    assert_eq!(before, (fingerprint(&bed.a), fingerprint(&bed.b)), "a refused command wrote to a replica");
+    assert_eq!(fs::read(bed.at("file")).unwrap(), b"content");
+    // Another volume must not be mounted over it, nor replicas of two volumes together.
+    let other = Bed::formatted("32M");
+    refused(other.mount_of(&[&other.a, &other.b], "").code_is_ok_then_umount(&other), "");
+    refused(bed.stablefs(["mount", other.a.to_str().unwrap(), other.b.to_str().unwrap(), a]), "hidden");
+    bed.umount_and_check();
+}
+
+impl Said {
+    /// Not every mount is refused: undo one that was not, and hand on a refusal of something that is.
+    fn code_is_ok_then_umount(self, bed: &Bed) -> Said {
+        self.ok();
+        let used = bed.mount("");
+        bed.umount().ok();
+        used
+    }
+}
+
+/// Goal: without the right to open a replica, or without FUSE, there is one clear line and nothing is written.
+#[test]
+fn without_rights_or_fuse_there_is_one_clear_line() {
+    // SEMANTICS: REFUSE-1
+    if !can_mount() || !is_root() {
+        println!("skipped: needs root, to give up rights");
+        return;
+    }
+    let bed = Bed::formatted("32M");
+    fs::set_permissions(bed.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let readable = bed.path().join("stablefs");
+    fs::copy(program(), &readable).unwrap();
+    let as_nobody = |words: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]).arg(&readable);
+        run(command.args(words).current_dir(bed.path()).env("STABLEFS_STATE_DIR", "/nonexistent").env("HOME", "/tmp"))
+    };
+    for container in ["a/stablefs.data", "b/stablefs.data"] {
+        fs::set_permissions(bed.path().join(container), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let before = (fingerprint(&bed.a), fingerprint(&bed.b));
+    refused(as_nobody(&["mount", "a", "b", "mnt"]), "");
+    refused(as_nobody(&["format", "--force", "--size", "32M", "a", "b"]), "");
+    refused(as_nobody(&["fsck", "-n", "a", "b"]), "");
+    // A mount namespace of its own, in which /dev has no fuse.
+    let script = format!(
+        "mount -t tmpfs none /dev && mknod /dev/null c 1 3 && mknod /dev/urandom c 1 9 && exec {} mount a b mnt",
+        program().display()
+    );
+    let said = run(Command::new("unshare").args(["-m", "bash", "-c", &script]).current_dir(bed.path()));
+    refused(said, "/dev/fuse");
+    assert_eq!(before, (fingerprint(&bed.a), fingerprint(&bed.b)), "a refused command wrote to a replica");
+}
+
+/// Goal: an ordinary user formats, mounts through fusermount3, works and unmounts.
+#[test]
+fn an_ordinary_user_mounts_with_fusermount() {
+    if !can_mount() || !is_root() {
+        println!("skipped: needs root, to become another user (as an ordinary user, every other test shows it)");
+        return;
+    }
+    let folder = tempfile::Builder::new().prefix("stablefs-user.").tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let readable = folder.path().join("stablefs");
+    fs::copy(program(), &readable).unwrap();
+    let script =
+        "export HOME=$PWD XDG_RUNTIME_DIR=$PWD/run STABLEFS_STATE_DIR=$PWD/state; mkdir -m 700 run; mkdir a b mnt
+        ./stablefs format --size 64M a b; ./stablefs mount a b mnt; trap './stablefs umount mnt' EXIT
+        echo hello >mnt/file; test $(stat -c %u mnt/file) = 65534; ./stablefs sync mnt; ./stablefs status mnt
+        trap - EXIT; ./stablefs umount mnt; ./stablefs mount a b mnt; cat mnt/file; ./stablefs umount mnt
+        ./stablefs fsck -n a b";
+    // A mount namespace of its own, in which everybody may open /dev/fuse, as on a desktop.
+    fs::write(folder.path().join("script"), script).unwrap();
+    let outer = "mknod fuse c 10 229; chmod 666 fuse; mount --bind fuse /dev/fuse
+        exec setpriv --reuid 65534 --regid 65534 --clear-groups -- bash -ec \"$(cat script)\"";
+    let said = run(Command::new("unshare").args(["-m", "bash", "-ec", outer]).current_dir(folder.path()));
+    for place in super::bed::mounts_in(folder.path()) {
+        super::bed::detach(&place);
+    }
+    assert!(said.ok().out.contains("hello\n"));
+    let left = shell(folder.path(), "ls run/stablefs 2>/dev/null || true").ok();
+    assert!(!left.out.contains(".sock"), "a control socket is left: {left}");
+}
