@@ -6,7 +6,7 @@
 //! so that the library never unmounts. *Fails when*: the kernel does not say INIT: [`std::io::Error`].
 //! *Order*: see `lanes`. *Not here*: what requests mean (`fs`).
 
-use super::lanes::Lanes;
+use super::lanes::{Lanes, Matter};
 use super::{Requests, ServeOptions, WriteKind, times};
 use crate::fs::{Attr, Caller, DirEntry, SetAttr};
 use fuser::{
@@ -137,17 +137,40 @@ impl Adapter {
     /// Do `work` on this thread or on another: it may wait for a disk or for room.
     fn waits<R: Refuse, T>(
         &self,
+        matter: Matter,
         reply: R,
         work: impl FnOnce(&dyn Requests) -> Outcome<T> + Send + 'static,
         answer: impl FnOnce(R, T) + Send + 'static,
     ) {
-        match self.lanes.enter() {
-            Some(_pass) => self.core.run(reply, work, answer),
-            None => {
-                let core = self.core.clone();
-                self.lanes.push(0, Box::new(move || core.run(reply, work, answer)));
-            }
+        if let Some(_pass) = self.lanes.enter(matter) {
+            return self.core.run(reply, work, answer);
         }
+        let core = self.core.clone();
+        let job = Box::new(move || core.run(reply, work, answer));
+        match matter {
+            Matter::Names => self.lanes.push_names(job),
+            Matter::Data => self.lanes.push_data(0, job),
+        }
+    }
+
+    /// As [`Adapter::waits`], for changes of names and attributes.
+    fn names<R: Refuse, T>(
+        &self,
+        reply: R,
+        work: impl FnOnce(&dyn Requests) -> Outcome<T> + Send + 'static,
+        answer: impl FnOnce(R, T) + Send + 'static,
+    ) {
+        self.waits(Matter::Names, reply, work, answer);
+    }
+
+    /// As [`Adapter::waits`], for content of files.
+    fn data<R: Refuse, T>(
+        &self,
+        reply: R,
+        work: impl FnOnce(&dyn Requests) -> Outcome<T> + Send + 'static,
+        answer: impl FnOnce(R, T) + Send + 'static,
+    ) {
+        self.waits(Matter::Data, reply, work, answer);
     }
 
     fn sync(&self, ino: INodeNo, datasync: bool, reply: ReplyEmpty) {
@@ -346,7 +369,7 @@ impl fuser::Filesystem for Adapter {
             ctime: ctime.map(times::received),
             ..SetAttr::default()
         };
-        self.waits(reply, move |to| shown(&to.setattr(ino.0, &who, &change)?), answer_attr);
+        self.names(reply, move |to| shown(&to.setattr(ino.0, &who, &change)?), answer_attr);
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -364,27 +387,27 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let (name, who) = (bytes(name), caller(request, umask));
-        self.waits(reply, move |to| entry(&to.mknod(parent.0, &name, mode, rdev, &who)?), answer_entry);
+        self.names(reply, move |to| entry(&to.mknod(parent.0, &name, mode, rdev, &who)?), answer_entry);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let (name, who) = (bytes(name), caller(request, umask));
-        self.waits(reply, move |to| entry(&to.mkdir(parent.0, &name, mode, &who)?), answer_entry);
+        self.names(reply, move |to| entry(&to.mkdir(parent.0, &name, mode, &who)?), answer_entry);
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = bytes(name);
-        self.waits(reply, move |to| to.unlink(parent.0, &name), answer_empty);
+        self.names(reply, move |to| to.unlink(parent.0, &name), answer_empty);
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = bytes(name);
-        self.waits(reply, move |to| to.rmdir(parent.0, &name), answer_empty);
+        self.names(reply, move |to| to.rmdir(parent.0, &name), answer_empty);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (name, target, who) = (bytes(name), bytes(target.as_os_str()), caller(request, 0));
-        self.waits(reply, move |to| entry(&to.symlink(parent.0, &name, &target, &who)?), answer_entry);
+        self.names(reply, move |to| entry(&to.symlink(parent.0, &name, &target, &who)?), answer_entry);
     }
 
     fn rename(
@@ -399,19 +422,19 @@ impl fuser::Filesystem for Adapter {
     ) {
         let (name, new_name, who) = (bytes(name), bytes(new_name), caller(request, 0));
         let work = move |to: &dyn Requests| to.rename((parent.0, &name), (new_parent.0, &new_name), flags.bits(), &who);
-        self.waits(reply, work, answer_empty);
+        self.names(reply, work, answer_empty);
     }
 
     fn link(&self, _request: &Request, ino: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
         let new_name = bytes(new_name);
-        self.waits(reply, move |to| entry(&to.link(ino.0, new_parent.0, &new_name)?), answer_entry);
+        self.names(reply, move |to| entry(&to.link(ino.0, new_parent.0, &new_name)?), answer_entry);
     }
 
     fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let open_flags = self.core.open_flags;
         let answer = move |reply: ReplyOpen, handle| reply.opened(FileHandle(handle), open_flags);
         if flags.0 & libc::O_TRUNC != 0 {
-            self.waits(reply, move |to| to.open(ino.0, flags.0), answer);
+            self.data(reply, move |to| to.open(ino.0, flags.0), answer);
         } else {
             self.now(reply, |to| to.open(ino.0, flags.0), answer);
         }
@@ -433,7 +456,7 @@ impl fuser::Filesystem for Adapter {
             to.read(ino.0, offset, &mut out, size)?;
             Ok(out)
         };
-        self.waits(reply, work, move |reply, out| reply.data(&out[..out.len().min(size as usize)]));
+        self.data(reply, work, move |reply, out| reply.data(&out[..out.len().min(size as usize)]));
     }
 
     fn write(
@@ -452,14 +475,14 @@ impl fuser::Filesystem for Adapter {
             kill_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
             from_cache: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
         };
-        let pass = self.lanes.enter();
+        let pass = self.lanes.enter(Matter::Data);
         if pass.is_some() || !self.lanes.has_room(data.len()) {
             return self.now(reply, |to| to.write(ino.0, offset, data, kind), ReplyWrite::written);
         }
         let (core, data) = (self.core.clone(), data.to_vec());
         let held = data.len();
         let work = move || core.run(reply, |to| to.write(ino.0, offset, &data, kind), ReplyWrite::written);
-        self.lanes.push(held, Box::new(work));
+        self.lanes.push_data(held, Box::new(work));
     }
 
     fn flush(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
@@ -555,7 +578,7 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (name, value, who) = (bytes(name), value.to_vec(), caller(request, 0));
-        self.waits(reply, move |to| to.setxattr(ino.0, &name, &value, flags, &who), answer_empty);
+        self.names(reply, move |to| to.setxattr(ino.0, &name, &value, flags, &who), answer_empty);
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -569,7 +592,7 @@ impl fuser::Filesystem for Adapter {
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (name, who) = (bytes(name), caller(request, 0));
-        self.waits(reply, move |to| to.removexattr(ino.0, &name, &who), answer_empty);
+        self.names(reply, move |to| to.removexattr(ino.0, &name, &who), answer_empty);
     }
 
     fn access(&self, _request: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -591,7 +614,7 @@ impl fuser::Filesystem for Adapter {
             let (attr, handle) = to.create(parent.0, &name, mode, flags, &who)?;
             Ok((entry(&attr)?, handle))
         };
-        self.waits(reply, work, move |reply, ((attr, generation), handle)| {
+        self.names(reply, work, move |reply, ((attr, generation), handle)| {
             reply.created(&TRUST, &attr, generation, FileHandle(handle), open_flags);
         });
     }
@@ -637,7 +660,7 @@ impl fuser::Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.waits(reply, move |to| to.fallocate(ino.0, offset, length, mode), answer_empty);
+        self.data(reply, move |to| to.fallocate(ino.0, offset, length, mode), answer_empty);
     }
 
     fn lseek(
@@ -669,7 +692,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let length = length.min(COPY_MAX);
         let work = move |to: &dyn Requests| to.copy_file_range((ino_in.0, offset_in), (ino_out.0, offset_out), length);
-        self.waits(reply, work, |reply, copied| reply.written(u32::try_from(copied).unwrap_or(u32::MAX)));
+        self.data(reply, work, |reply, copied| reply.written(u32::try_from(copied).unwrap_or(u32::MAX)));
     }
 }
 

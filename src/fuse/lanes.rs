@@ -1,9 +1,10 @@
-//! Which thread does a request that may wait for a disk.
+//! Which thread does a request that may wait for a disk or for room.
 //!
-//! *Guarantees*: at most `threads − 2` of the threads that read requests from the kernel are in such a request at once;
-//! further ones go to workers of their own, so that lookups and the like are served while disks are slow or hang.
-//! *Assumes*: the caller enters a lane before it waits. *Fails when*: more than [`QUEUED_BYTES_MAX`] of copied data wait: the caller
-//! then does the work itself, and a thread is held (bounded memory goes first).
+//! *Guarantees*: of the threads that read requests from the kernel, two are never in such a request, so that lookups and the
+//! like are served while disks are slow or hang; further requests go to workers of their own. Changes of names pass by
+//! file data: the kernel holds a directory's lock while one of them waits, and lookups in that directory with it.
+//! *Assumes*: the caller enters a lane before it waits. *Fails when*: more than [`QUEUED_BYTES_MAX`] of copied data wait: the
+//! caller then does the work itself, and a thread is held (bounded memory goes first).
 //! *Order*: the queue's lock is held for a push or pop only. *Not here*: which requests these are (`fuser`).
 
 use parking_lot::{Condvar, Mutex};
@@ -12,21 +13,39 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bytes of WRITE data that may wait for a worker.
-pub const QUEUED_BYTES_MAX: usize = 48 << 20;
+pub const QUEUED_BYTES_MAX: usize = 128 << 20;
+/// Threads that read requests and are never in one that waits.
+const FREE: usize = 2;
+/// Threads and workers that take no file data.
+const NAMES_ONLY: usize = 2;
+
+/// What a request that may wait is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Matter {
+    /// Names and attributes.
+    Names,
+    /// Content of files.
+    Data,
+}
 
 type Job = Box<dyn FnOnce() + Send>;
 
 struct Shared {
     queue: Mutex<Queue>,
     filled: Condvar,
+    /// Threads that read requests and are in one that waits: [`Matter::unit`] for each.
     waiting: AtomicUsize,
-    inline_max: usize,
+    threads: usize,
 }
 
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<(usize, Job)>,
+    names: VecDeque<Job>,
+    data: VecDeque<(usize, Job)>,
+    /// Bytes that data jobs hold, those at work included.
     bytes: usize,
+    /// Workers in a data job.
+    data_workers: usize,
     closed: bool,
 }
 
@@ -38,11 +57,32 @@ pub struct Lanes {
 /// The right to wait on the calling thread.
 pub struct Pass {
     shared: Arc<Shared>,
+    matter: Matter,
 }
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.shared.waiting.fetch_sub(self.matter.unit(), Ordering::Relaxed);
+    }
+}
+
+impl Matter {
+    /// One thread in the word that counts both matters.
+    fn unit(self) -> usize {
+        match self {
+            Matter::Names => 1,
+            Matter::Data => 1 << 16,
+        }
+    }
+}
+
+impl Shared {
+    /// The count with one thread more, if there may be one.
+    fn with_one_more(&self, waiting: usize, matter: Matter) -> Option<usize> {
+        let (names, data) = (waiting & 0xffff, waiting >> 16);
+        let all_fit = names + data < self.threads - FREE;
+        let data_fits = data + FREE + NAMES_ONLY < self.threads;
+        (all_fit && (matter == Matter::Names || data_fits)).then(|| waiting + matter.unit())
     }
 }
 
@@ -52,13 +92,9 @@ impl Lanes {
     /// # Errors
     /// No threads can be started.
     pub fn start(threads: usize) -> std::io::Result<Lanes> {
-        assert!(threads >= 3, "two threads stay free, one works");
-        let shared = Arc::new(Shared {
-            queue: Mutex::default(),
-            filled: Condvar::new(),
-            waiting: AtomicUsize::new(0),
-            inline_max: threads - 2,
-        });
+        assert!(threads > FREE, "two threads stay free, one works");
+        let shared =
+            Arc::new(Shared { queue: Mutex::default(), filled: Condvar::new(), waiting: AtomicUsize::new(0), threads });
         for number in 0..threads {
             let shared = shared.clone();
             std::thread::Builder::new().name(format!("lane-{number}")).spawn(move || work(&shared))?;
@@ -66,12 +102,11 @@ impl Lanes {
         Ok(Lanes { shared })
     }
 
-    /// Ask to wait on this thread; `None`: hand the work over with [`Lanes::push`].
-    pub fn enter(&self) -> Option<Pass> {
-        let entered = self.shared.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |waiting| {
-            (waiting < self.shared.inline_max).then_some(waiting + 1)
-        });
-        entered.is_ok().then(|| Pass { shared: self.shared.clone() })
+    /// Ask to wait on this thread; `None`: hand the work over with [`Lanes::push_names`] or [`Lanes::push_data`].
+    pub fn enter(&self, matter: Matter) -> Option<Pass> {
+        let more = |waiting| self.shared.with_one_more(waiting, matter);
+        let entered = self.shared.waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        entered.is_ok().then(|| Pass { shared: self.shared.clone(), matter })
     }
 
     /// Whether `bytes` more of copied data may wait.
@@ -79,11 +114,17 @@ impl Lanes {
         self.shared.queue.lock().bytes + bytes <= QUEUED_BYTES_MAX
     }
 
-    /// Hand work over that holds `bytes` of copied data.
-    pub fn push(&self, bytes: usize, job: Job) {
+    /// Hand over work on names.
+    pub fn push_names(&self, job: Job) {
+        self.shared.queue.lock().names.push_back(job);
+        self.shared.filled.notify_one();
+    }
+
+    /// Hand over work on file data that holds `bytes` of it.
+    pub fn push_data(&self, bytes: usize, job: Job) {
         let mut queue = self.shared.queue.lock();
         queue.bytes += bytes;
-        queue.jobs.push_back((bytes, job));
+        queue.data.push_back((bytes, job));
         drop(queue);
         self.shared.filled.notify_one();
     }
@@ -97,20 +138,33 @@ impl Drop for Lanes {
 }
 
 fn work(shared: &Shared) {
+    let data_workers_max = (shared.threads - NAMES_ONLY).max(1);
     loop {
         let mut queue = shared.queue.lock();
-        let (bytes, job) = loop {
-            if let Some(next) = queue.jobs.pop_front() {
-                break next;
+        let (data, job) = loop {
+            if let Some(job) = queue.names.pop_front() {
+                break (None, job);
             }
-            if queue.closed {
+            if queue.data_workers < data_workers_max
+                && let Some((bytes, job)) = queue.data.pop_front()
+            {
+                queue.data_workers += 1;
+                break (Some(bytes), job);
+            }
+            if queue.closed && queue.data.is_empty() {
                 return;
             }
             shared.filled.wait(&mut queue);
         };
         drop(queue);
         job();
-        shared.queue.lock().bytes -= bytes;
+        if let Some(bytes) = data {
+            let mut queue = shared.queue.lock();
+            queue.bytes -= bytes;
+            queue.data_workers -= 1;
+            drop(queue);
+            shared.filled.notify_one(); // a data job may wait for just this
+        }
     }
 }
 
@@ -120,35 +174,40 @@ mod tests {
     use std::sync::mpsc;
 
     #[test]
-    fn two_threads_always_stay_free() {
-        let lanes = Lanes::start(4).unwrap();
-        let first = lanes.enter();
-        let second = lanes.enter();
-        assert!(first.is_some() && second.is_some());
-        assert!(lanes.enter().is_none(), "a third of four threads may not wait");
-        drop(first);
-        assert!(lanes.enter().is_some());
+    fn two_threads_always_stay_free_and_names_have_their_own() {
+        for (threads, all, data) in [(3, 1, 0), (4, 2, 0), (8, 6, 4), (16, 14, 12)] {
+            let lanes = Lanes::start(threads).unwrap();
+            let take = |matter| -> Vec<Pass> { std::iter::from_fn(|| lanes.enter(matter)).take(100).collect() };
+            let held = take(Matter::Data);
+            assert_eq!(held.len(), data, "{threads} threads");
+            assert_eq!(take(Matter::Names).len(), all - data, "beside data");
+            drop(held);
+            assert_eq!(take(Matter::Names).len(), all, "alone");
+            assert!(all + FREE <= threads);
+        }
     }
 
     #[test]
-    fn handed_work_is_done_and_its_bytes_are_counted() {
-        let lanes = Lanes::start(3).unwrap();
+    fn data_is_counted_and_names_pass_by_it() {
+        let lanes = Lanes::start(4).unwrap();
         let (held, hold) = mpsc::channel::<()>();
         let (done, finished) = mpsc::channel();
         let hold = Arc::new(Mutex::new(hold));
-        for _ in 0..3 {
+        for _ in 0..4 {
             let (hold, done) = (hold.clone(), done.clone());
             let job = move || {
                 let _ = hold.lock().recv();
-                let _ = done.send(());
+                let _ = done.send("data");
             };
-            lanes.push(QUEUED_BYTES_MAX / 3, Box::new(job));
+            lanes.push_data(QUEUED_BYTES_MAX / 4, Box::new(job));
         }
         assert!(lanes.has_room(0));
-        assert!(!lanes.has_room(1 << 20), "the data of the three is still held");
+        assert!(!lanes.has_room(1 << 20), "the data of all four is still held");
+        lanes.push_names(Box::new(move || drop(done.send("names"))));
+        assert_eq!(finished.recv(), Ok("names"), "while all data waits");
         drop(held);
-        for _ in 0..3 {
-            finished.recv().unwrap();
+        for _ in 0..4 {
+            assert_eq!(finished.recv(), Ok("data"));
         }
     }
 }
