@@ -1,7 +1,7 @@
 //! The edge towards the kernel: requests in, one `fs` call each, answers out.
 //!
 //! *Guarantees*: [`Requests`] is all that a FUSE library must be able to call; the library itself is named in
-//! `fuse/fuser.rs` only, so that it can be patched or replaced. A bug in a call is an EIO of that call.
+//! `fuse/fuser` only, so that it can be patched or replaced. A bug in a call is an EIO of that call.
 //! *Assumes*: the kernel checks permissions (`default_permissions`). Inode numbers are never reused, so that lookups are not counted.
 //! *Fails when*: never by itself; errors of `fs` become errno here.
 //! *Order*: none. *Not here*: policy, locks, caches (`fs`); mounting (`mount`).

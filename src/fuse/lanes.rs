@@ -203,7 +203,9 @@ mod tests {
         }
         assert!(lanes.has_room(0));
         assert!(!lanes.has_room(1 << 20), "the data of all four is still held");
-        lanes.push_names(Box::new(move || drop(done.send("names"))));
+        lanes.push_names(Box::new(move || {
+            let _ = done.send("names");
+        }));
         assert_eq!(finished.recv(), Ok("names"), "while all data waits");
         drop(held);
         for _ in 0..4 {
