@@ -123,6 +123,7 @@ pub struct Store {
     place_lock: Mutex<()>,
     log: log::Log,
     next_ino: AtomicU64,
+    mounts: AtomicU64,
     inodes: AtomicU64,
     pages: AtomicU64,
     promised: AtomicU64,
@@ -155,7 +156,7 @@ impl Store {
     }
     /// Mounts for writing so far, this one included.
     pub fn mount_count(&self) -> u64 {
-        self.root.lock().root.mount_count
+        self.mounts.load(Ordering::Relaxed)
     }
     /// The newest durable root.
     pub fn durable_root(&self) -> crate::format::Root {
@@ -283,6 +284,9 @@ impl Store {
             return Err(StoreError::ReadOnly);
         }
         self.check_alive()?;
+        if need.data_blocks > self.space.free().saturating_add(self.freed_waiting()) {
+            return Err(StoreError::NoSpace);
+        }
         self.wait_for_memory(need)?;
         self.promised.fetch_add(need.data_blocks, Ordering::Relaxed);
         let transaction =
@@ -302,8 +306,9 @@ impl Store {
             self.check_alive()?;
             let seen = *self.room.0.lock();
             let group = self.view().current.clone();
-            let pages = self.pages.load(Ordering::Relaxed) + need.data_blocks;
-            let many_pages = pages > self.options.pages_max && pages > need.data_blocks;
+            // A reservation of many blocks holds no memory: half of the bound stands for it.
+            let pages = self.pages.load(Ordering::Relaxed) + need.data_blocks.min(self.options.pages_max / 2);
+            let many_pages = pages > self.options.pages_max;
             let many_items = group.bytes.load(Ordering::Relaxed) > self.options.items_bytes_max
                 || group.placed.load(Ordering::Relaxed) > 2 * self.options.placed_max;
             // Space is short: what the commit of this group rewrites must fit. One commit is waited for.
@@ -353,8 +358,8 @@ impl Store {
 
     /// Blocks that the next commits may give back: dead lists, and whatever the open groups free.
     fn freed_waiting(&self) -> u64 {
-        let dead: u64 = self.root.lock().root.dead.iter().map(|d| d.blocks).sum();
         let view = self.view();
+        let dead: u64 = view.committed.root.dead.iter().map(|d| d.blocks).sum();
         let open: u64 = view.groups().map(|g| u64::from(!g.is_empty())).sum();
         dead + open
     }
@@ -564,6 +569,7 @@ impl Store {
             place_lock: Mutex::new(()),
             log,
             next_ino: AtomicU64::new(root.next_ino),
+            mounts: AtomicU64::new(root.mount_count),
             inodes: AtomicU64::new(root.inodes),
             pages: AtomicU64::new(0),
             promised: AtomicU64::new(0),

@@ -282,7 +282,8 @@ impl Volume {
         }
         let choice = recover::choose(&present)?;
         if !options.accept_stale {
-            witness::check(&choice.root)?;
+            let here: Vec<_> = present.iter().map(|p| p.found.label.replica).collect();
+            witness::check(&choice.root, &here)?;
         }
         let label = present[0].found.label.clone();
         let paths = present.iter().map(|p| p.path.clone()).collect::<Vec<_>>();
@@ -313,9 +314,6 @@ impl Volume {
             engine: Mutex::new(None),
             work: Mutex::new(None),
         };
-        if !options.read_only && volume.report.missing == 0 && volume.report.behind.is_empty() {
-            witness::clear(&volume.label);
-        }
         Ok(volume)
     }
 

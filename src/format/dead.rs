@@ -53,7 +53,11 @@ pub fn decode(bytes: &[u8], volume: Uuid, ptr: &BlockPtr) -> Result<(Option<Bloc
     let header = block::open(bytes, Kind::DeadList, Some(volume), ptr.addr)?;
     require(header.birth == ptr.birth, WHAT, "has the birth that its pointer says")?;
     let count = header.count as usize;
-    require(count <= DEAD_MAX && header.used as usize == PTR + count * RUN, WHAT, "has runs inside the block")?;
+    require(
+        (1..=DEAD_MAX).contains(&count) && header.used as usize == PTR + count * RUN,
+        WHAT,
+        "has runs inside the block",
+    )?;
     require(all_zero(&bytes[HEADER + PTR + count * RUN..]), WHAT, "has zeros behind its runs")?;
     let next = BlockPtr::decode(&bytes[HEADER..HEADER + PTR], WHAT)?;
     require(next.is_none_or(|n| n.birth <= header.birth), WHAT, "is not older than what follows")?;

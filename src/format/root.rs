@@ -263,7 +263,7 @@ impl Root {
             dead: decode_dead(bytes, le32(bytes, 212) as usize)?,
         };
         require(root.version >= 1 && root.version < u64::MAX / 2, WHAT, "has a possible version")?;
-        require(root.txg < u64::MAX / 2 && root.next_ino < u64::MAX / 2, WHAT, "has possible counters")?;
+        require(root.txg < u64::MAX / 2 && root.next_ino < u64::MAX / 4 + (1 << 32), WHAT, "has possible counters")?;
         require(root.epoch().first_version <= root.version, WHAT, "is not older than its epoch")?;
         require(
             root.backed <= geometry.blocks && root.grow_zone <= geometry.zones,

@@ -316,13 +316,16 @@ impl Store {
             }
         }
         // Few heads fit into a root: merge the oldest ones.
-        while dead.len() >= DEAD_LISTS_MAX - 1 {
-            let (first, second) = (dead.remove(0), dead.remove(0));
-            let mut runs = self.dead_runs(state, &first, freed)?;
-            runs.extend(self.dead_runs(state, &second, freed)?);
-            let merged = self.write_runs(txg, first.first, second.last, &runs)?;
+        if dead.len() >= DEAD_LISTS_MAX - 1 {
+            let oldest: Vec<DeadHead> = dead.drain(..dead.len() - (DEAD_LISTS_MAX - 3)).collect();
+            let mut runs = Vec::new();
+            for head in &oldest {
+                runs.extend(self.dead_runs(state, head, freed)?);
+            }
+            let (first, last) = (oldest[0].first, oldest[oldest.len() - 1].last);
+            let merged = self.write_runs(txg, first, last, &runs)?;
             if runs.len() <= RUNS_KEPT {
-                state.runs.insert(second.last, runs);
+                state.runs.insert(last, runs);
             }
             dead.insert(0, merged);
         }
@@ -446,7 +449,7 @@ impl Store {
         drop(roots);
 
         self.space.finish(&self.mirror);
-        self.log.release(txg);
+        self.log.release(start.seq);
         let orphans = std::mem::take(&mut *group.orphans.lock());
         if !orphans.is_empty() {
             state.orphans.push((txg, orphans));

@@ -132,7 +132,13 @@ impl Engine {
 
     fn spawn(&mut self, name: &str, work: impl FnOnce(&Store) + Send + 'static) -> Result<(), StoreError> {
         let store = self.store.clone();
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&store));
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&store)));
+            if worked.is_err() {
+                // Those who wait for this thread must hear of it.
+                store.fail(&StoreError::Failed("a thread of the store has panicked (a bug; see the log)".into()));
+            }
+        });
         match thread {
             Ok(thread) => {
                 self.threads.push(thread);

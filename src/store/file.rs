@@ -123,6 +123,7 @@ impl Store {
         let block = BLOCK as u64;
         let end = offset + data.len() as u64;
         let (first, last) = (offset / block, (end - 1) / block);
+        self.probe(ino, first, last)?;
         let mut buf = Buf::zeroed((last - first + 1) as usize * BLOCK);
         if !offset.is_multiple_of(block) || (first == last && !end.is_multiple_of(block)) {
             self.read_file(ino, first * block, &mut buf[..BLOCK])?;
@@ -135,6 +136,19 @@ impl Store {
         buf[at..at + data.len()].copy_from_slice(data);
         let buf = Arc::new(buf);
         Ok((first..=last).map(|b| (b, Slice::new(buf.clone(), (b - first) as usize * BLOCK, BLOCK))).collect())
+    }
+
+    /// Whether the extents of file blocks `first..=last` can be read: if a node is lost on every replica, the write must
+    /// fail now, alone, and not the commit that changes that node.
+    fn probe(&self, ino: u64, first: u64, last: u64) -> Result<(), StoreError> {
+        let view = self.view();
+        let mut cursor = Cursor::new(self, view.committed.root.tree, Key::new(ino, ItemKind::Extent, first));
+        while let Some((key, _)) = cursor.next()? {
+            if key.ino != ino || key.kind != ItemKind::Extent || key.off >= last {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// First file block at or after `block` that is not a hole.

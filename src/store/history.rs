@@ -103,6 +103,8 @@ impl Store {
                 if let Some(member) = root.members.get_mut(*slot)
                     && member.replica != *uuid
                 {
+                    // The one that leaves must be recognised as left behind.
+                    shrunk |= member.state == MemberState::InSync;
                     *member = Member {
                         replica: *uuid,
                         state: MemberState::Out,

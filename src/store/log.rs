@@ -100,10 +100,10 @@ impl Log {
         LogStart { id: state.id, seq: first.map_or(state.next_seq, |r| r.seq), at: first.map_or(state.head, |r| r.at) }
     }
 
-    /// A root of group `txg` is durable: what stands before its start is free.
-    pub fn release(&self, txg: Txg) {
+    /// A root that says to replay from `seq` on is durable: what stands before that is free.
+    pub fn release(&self, seq: u64) {
         let mut state = self.state.lock();
-        while state.records.front().is_some_and(|r| r.txg <= txg) {
+        while state.records.front().is_some_and(|r| r.seq < seq) {
             state.records.pop_front();
         }
     }
@@ -286,23 +286,24 @@ impl Store {
 
     /// Write what is too large for a record to its place.
     fn place_large(&self, inos: &BTreeSet<u64>) -> Result<(), StoreError> {
-        let view = self.view();
-        let mut small = 0;
-        for group in view.closing.iter().chain([&view.current]) {
-            let large: Vec<u64> = inos
-                .iter()
-                .copied()
-                .filter(|ino| {
-                    let pages = group.with_file(*ino, |f| f.pages).unwrap_or(0);
-                    small += pages;
-                    pages > INLINE_PAGES || (pages > 0 && small > 8 * INLINE_PAGES)
-                })
-                .collect();
-            if !large.is_empty() {
-                let held = self.place_lock.lock();
-                self.place_files(&held, group, &large, &|_, _| false)?;
-            }
+        if self.view().groups().all(|group| large_files(group, inos).is_empty()) {
+            return Ok(());
         }
+        // The view is taken under the lock: a group that was published meanwhile must not be touched.
+        let held = self.place_lock.lock();
+        let view = self.view();
+        if let Some(closing) = &view.closing {
+            // Its commit keeps small files inline, and may have cloned their pages already.
+            let large = large_files(closing, inos);
+            let mut inline = std::collections::HashSet::new();
+            for ino in &large {
+                if self.inline_size(&view, closing, *ino)?.is_some() {
+                    inline.insert(*ino);
+                }
+            }
+            self.place_files(&held, closing, &large, &|ino, block| block == 0 && inline.contains(&ino))?;
+        }
+        self.place_files(&held, &view.current, &large_files(&view.current, inos), &|_, _| false)?;
         Ok(())
     }
 
@@ -315,6 +316,17 @@ impl Store {
         drop(gate);
         taken.into_iter().filter_map(Taken::encode).collect()
     }
+}
+
+/// Those of `inos` whose pages are too many for a record.
+fn large_files(group: &Group, inos: &BTreeSet<u64>) -> Vec<u64> {
+    let mut sum = 0;
+    let is_large = |ino: &u64| {
+        let pages = group.with_file(*ino, |f| f.pages).unwrap_or(0);
+        sum += pages;
+        pages > INLINE_PAGES || (pages > 0 && sum > 8 * INLINE_PAGES)
+    };
+    inos.iter().copied().filter(is_large).collect()
 }
 
 /// Unlogged changes, not yet encoded.
@@ -461,7 +473,7 @@ mod tests {
             let start = log.start_after(0);
             assert_eq!(held.front().map(|h| (h.0, h.1)), Some((start.seq, start.at)));
             held.pop_front();
-            log.release(txg - 1 - held.len() as u64);
+            log.release(held.front().map_or(u64::MAX, |h| h.0));
         }
     }
 }

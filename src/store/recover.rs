@@ -25,8 +25,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Roots by which a replica in sync can lag behind another after a crash: one commit, and membership roots in it.
-const LAG_MAX: u64 = 6;
+/// Groups by which a replica in sync can lag behind another: a crash while the root of a group was being written.
+const LAG_MAX: u64 = 1;
 
 /// What stands on a replica.
 #[derive(Debug, Clone)]
@@ -35,6 +35,8 @@ pub struct Found {
     pub label: Label,
     /// Roots that prove themselves: slot and root, newest first.
     pub roots: Vec<(usize, Root)>,
+    /// Slots that hold something that does not prove itself.
+    pub damaged: Vec<usize>,
 }
 
 /// A replica that is there.
@@ -99,15 +101,17 @@ pub fn examine(backing: &dyn Backing, wait: Duration) -> Result<Found, String> {
     }
     let Some(label) = label else { return Err(why) };
     let mut roots = Vec::new();
+    let mut damaged = Vec::new();
     for slot in 0..ROOT_SLOTS {
-        if let Some(block) = read(backing, Root::addr(slot), 1, wait)
-            && let Ok(root) = Root::decode(&block, slot, label.volume, &label.geometry)
-        {
-            roots.push((slot, root));
+        let block = read(backing, Root::addr(slot), 1, wait);
+        match block.as_ref().map(|block| Root::decode(block, slot, label.volume, &label.geometry)) {
+            Some(Ok(root)) => roots.push((slot, root)),
+            Some(Err(_)) if block.is_some_and(|block| crate::format::all_zero(&block)) => {}
+            _ => damaged.push(slot),
         }
     }
     roots.sort_by_key(|(_, root)| std::cmp::Reverse(root.version));
-    Ok(Found { label, roots })
+    Ok(Found { label, roots, damaged })
 }
 
 /// The newest root of a volume and what each of its members is.
@@ -186,10 +190,13 @@ fn judge(present: &[Present], root: Root, slot: usize) -> Choice {
         };
         let replica = &present[index];
         let newest = replica.found.roots.first().map_or(0, |(_, r)| r.version);
+        let newest_txg = replica.found.roots.first().map_or(0, |(_, r)| r.txg);
+        // Where its copy of the newest root is damaged, what it lacks is that block, not the groups before.
+        let is_old = newest_txg + LAG_MAX < root.txg && !replica.found.damaged.contains(&slot);
         let why = match member.state {
             MemberState::Out => Some(format!("it was left behind at root {}", member.since_version)),
             MemberState::Returning => Some("its return was not finished".to_owned()),
-            MemberState::InSync if newest + LAG_MAX < root.version => {
+            MemberState::InSync if is_old => {
                 missing += 1;
                 Some(format!("it is an old copy: its newest root is {newest}, the volume is at {}", root.version))
             }
@@ -302,6 +309,7 @@ impl Store {
         }
         if !self.options.read_only {
             self.root.lock().root.mount_count += 1;
+            self.mounts.fetch_add(1, Ordering::Relaxed);
             // Space below that was allocated since the last commit is not known any more; what was replayed needs it.
             let _enough = self.space.ensure_backed(&self.mirror, self.taken(self.reserve_blocks()))?;
             self.commit(Force::Always)?;
@@ -439,11 +447,12 @@ impl Store {
     fn replay_entry(&self, group: &super::delta::Group, entry: Entry) -> Result<i64, StoreError> {
         Ok(match entry {
             Entry::Put(key, value) => {
-                crate::format::require(key.ino < u64::MAX / 2, "log record", "names possible inodes")?;
+                replayable(key)?;
                 group.put(key, Some(value.into()));
                 0
             }
             Entry::Delete(key) => {
+                replayable(key)?;
                 group.put(key, None);
                 0
             }
@@ -469,7 +478,8 @@ impl Store {
                 group.put_pages(ino, vec![(block, Slice::whole(page))], u64::MAX)
             }
             Entry::NextIno(next) => {
-                self.next_ino.fetch_max(next.min(u64::MAX / 2), Ordering::Relaxed);
+                crate::format::require(next < INO_MAX, "log record", "names possible inodes")?;
+                self.next_ino.fetch_max(next, Ordering::Relaxed);
                 0
             }
         })
@@ -490,8 +500,21 @@ impl Store {
             }
         }
         self.space.occupy(&self.mirror, span)?;
+        if self.options.read_only {
+            return Ok(());
+        }
         self.mirror.allocate(span.addr, u64::from(span.blocks)).map_err(StoreError::from)
     }
+}
+
+/// Inode numbers in a log record stay below this, so that a root can set a range aside.
+const INO_MAX: u64 = u64::MAX / 4;
+
+/// Extents and maps are made by commits; a record never holds them.
+fn replayable(key: Key) -> Result<(), StoreError> {
+    crate::format::require(key.ino < INO_MAX, "log record", "names possible inodes")?;
+    let plain = !matches!(key.kind, ItemKind::Extent | ItemKind::FileMap);
+    Ok(crate::format::require(plain, "log record", "names items that are logged")?)
 }
 
 /// Key of the item that names `ino` as an orphan.

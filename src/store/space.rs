@@ -16,7 +16,7 @@
 //! | commit n references it: `claim` | set | – |
 //! | commit n does not: `forget` once root n is durable | – | cleared |
 //! | freed by group n | – | – (a dead list names it) |
-//! | its dead list is due: `release` | cleared | cleared |
+//! | its dead list is due: `release` in commit n | cleared | cleared once root n is durable |
 //!
 //! The slot written is the one that the last durable root does not name: new entries wait in `pending` until
 //! [`Space::finish`].
@@ -61,6 +61,8 @@ struct Zone {
     disk: Bitmap,
     busy: Bitmap,
     dirty: bool,
+    /// Blocks were freed since units were last given back.
+    loosened: bool,
 }
 
 struct Inner {
@@ -76,6 +78,8 @@ struct Inner {
     grow_zone: u64,
     /// Units given back by the commit under way: punched once it is durable.
     to_punch: Vec<Span>,
+    /// Blocks that the commit under way frees: handed out again once it is durable.
+    to_release: Vec<Span>,
 }
 
 /// The allocator.
@@ -139,6 +143,7 @@ impl Space {
                 backed: root.backed,
                 grow_zone: root.grow_zone,
                 to_punch: Vec::new(),
+                to_release: Vec::new(),
             }),
         }
     }
@@ -173,11 +178,12 @@ impl Space {
             if foreign && zones > 1 && best.is_none() && step + 1 < zones {
                 continue;
             }
-            if inner.zone_free(self, mirror, zone)? == 0 {
+            if inner.zone_free(self, mirror, zone).unwrap_or(0) == 0 {
                 continue;
             }
             let from = if step == 0 { inner.cursor[at].1 } else { 2 };
-            let loaded = inner.load(self, mirror, zone)?;
+            // A bitmap that is lost on every replica costs its zone, not the volume.
+            let Ok(loaded) = inner.load(self, mirror, zone) else { continue };
             if let Some((bit, len)) = find_run(&loaded.busy, from, want) {
                 if best.is_none_or(|b| b.2 < len) {
                     best = Some((zone, bit, len));
@@ -234,7 +240,6 @@ impl Space {
             doubly = (bit..bit + span.blocks).any(|b| !zone.disk.get(b));
             if !doubly {
                 zone.disk.clear(bit, span.blocks);
-                zone.busy.clear(bit, span.blocks);
                 zone.dirty = true;
             }
         })?;
@@ -244,7 +249,8 @@ impl Space {
                 corrupt: crate::format::Corrupt { what: "dead list", rule: "frees only allocated blocks" },
             });
         }
-        self.inner.lock().free += u64::from(span.blocks);
+        // The durable root still calls them allocated: a log record that named them now could not be replayed.
+        self.inner.lock().to_release.push(span);
         Ok(())
     }
 
@@ -262,10 +268,12 @@ impl Space {
                 inner.back_units(self, zone, unit, 1);
             }
             let loaded = inner.zones.get_mut(&zone).expect("just loaded");
-            if !loaded.busy.get(b) {
-                loaded.busy.set(b, 1);
-                inner.free -= 1;
+            if loaded.busy.get(b) {
+                let corrupt = crate::format::Corrupt { what: "log record", rule: "names each block once" };
+                return Err(StoreError::Corrupt { addr: span.addr, corrupt });
             }
+            loaded.busy.set(b, 1);
+            inner.free -= 1;
         }
         Ok(())
     }
@@ -286,7 +294,12 @@ impl Space {
     /// handed out since the last one.
     pub fn correct(&self, mirror: &Mirror, zone: u64, bitmap: Bitmap) -> Result<(), StoreError> {
         let mut inner = self.inner.lock();
-        inner.load(self, mirror, zone)?;
+        if inner.load(self, mirror, zone).is_err() {
+            // Lost everywhere: as if nothing of it were free or had space below.
+            let mut full = Bitmap { backed: 0, bits: Box::new([u64::MAX; crate::format::space::BITS / 8]) };
+            full.backed = 0;
+            inner.zones.insert(zone, Inner::fresh(self, zone, full));
+        }
         let old = inner.zones.remove(&zone).expect("just loaded");
         let len = self.geometry.zone_len(zone);
         inner.free = inner.free.saturating_sub(u64::from(old.disk.free())) + u64::from(bitmap.free());
@@ -370,7 +383,10 @@ impl Space {
             let old = inner.entry(self, mirror, 0, zone)?;
             let slot = if old.is_pristine() { 0 } else { 1 - old.slot };
             let addr = self.geometry.bitmap(zone, slot);
-            let disk = &inner.zones[&zone].disk;
+            let loaded = inner.zones.get_mut(&zone).expect("it is dirty");
+            // What changes from here on is for the next commit.
+            loaded.dirty = false;
+            let disk = &loaded.disk;
             let bytes = disk.encode(self.volume, addr, txg);
             let entry =
                 SpaceEntry { birth: txg, sum: self.seed.checksum(addr, &bytes), free: u64::from(disk.free()), slot };
@@ -401,19 +417,19 @@ impl Space {
                 } else if let Some(node) = inner.nodes.get_mut(&(level + 1, index / SPACE_FANOUT)) {
                     node[(index % SPACE_FANOUT) as usize] = entry;
                 }
-                if level == 0 {
-                    inner.zones.get_mut(&index).expect("written").dirty = false;
-                }
+            }
+            for span in std::mem::take(&mut inner.to_release) {
+                let (zone, bit) = self.geometry.locate(span.addr).expect("checked when it was released");
+                let loaded = inner.zones.get_mut(&zone).expect("a zone with blocks on their way out stays loaded");
+                loaded.busy.clear(bit, span.blocks);
+                loaded.loosened = true;
+                inner.free += u64::from(span.blocks);
             }
             inner.evict();
             std::mem::take(&mut inner.to_punch)
         };
         for span in &punch {
             mirror.punch(span.addr, u64::from(span.blocks));
-        }
-        if let Some(first) = punch.iter().filter_map(|s| self.geometry.locate(s.addr)).map(|(z, _)| z).min() {
-            let mut inner = self.inner.lock();
-            inner.grow_zone = inner.grow_zone.min(first);
         }
         drop(grow);
     }
@@ -471,16 +487,17 @@ impl Inner {
             let from = (unit * space.geometry.unit_blocks()).min(len);
             busy.set(from, space.geometry.unit_blocks().min(len - from));
         }
-        Zone { disk, busy, dirty: false }
+        Zone { disk, busy, dirty: false, loosened: false }
     }
 
     /// Any free run, from the first zone on: the last resort.
     fn anywhere(&mut self, space: &Space, mirror: &Mirror, want: u32) -> Result<Option<(u64, u32, u32)>, StoreError> {
         for zone in 0..space.geometry.zones {
-            if self.zone_free(space, mirror, zone)? == 0 {
+            if self.zone_free(space, mirror, zone).unwrap_or(0) == 0 {
                 continue;
             }
-            if let Some((bit, len)) = find_run(&self.load(space, mirror, zone)?.busy, 2, want) {
+            let Ok(loaded) = self.load(space, mirror, zone) else { continue };
+            if let Some((bit, len)) = find_run(&loaded.busy, 2, want) {
                 return Ok(Some((zone, bit, len)));
             }
         }
@@ -512,10 +529,14 @@ impl Inner {
     fn back_units(&mut self, space: &Space, zone: u64, unit: u32, units: u32) {
         let len = space.geometry.zone_len(zone);
         let loaded = self.zones.get_mut(&zone).expect("loaded by the caller");
+        let at = space.geometry.zone_at(zone);
         for unit in unit..unit + units {
             if loaded.disk.backed >> unit & 1 == 1 {
                 continue;
             }
+            // Given back by the commit under way, and wanted again: it must not be punched.
+            let unit_at = at + u64::from(unit * space.geometry.unit_blocks());
+            self.to_punch.retain(|span| span.addr != unit_at);
             loaded.disk.backed |= 1 << unit;
             let from = unit * space.geometry.unit_blocks();
             let count = space.geometry.unit_blocks().min(len - from);
@@ -537,7 +558,9 @@ impl Inner {
         let mut spare = self.free_backed(space).saturating_sub(KEEP_BLOCKS + space.data_blocks / 16);
         let unit_blocks = space.geometry.unit_blocks();
         let mut given = 0;
-        for (index, zone) in self.zones.iter_mut().filter(|(_, z)| z.dirty) {
+        let mut lowest = self.grow_zone;
+        for (index, zone) in self.zones.iter_mut().filter(|(_, z)| z.dirty || z.loosened) {
+            zone.loosened = false;
             let len = space.geometry.zone_len(*index);
             // Unit 0 holds the bitmap itself.
             for unit in 1..len.div_ceil(unit_blocks) {
@@ -549,6 +572,8 @@ impl Inner {
                 if idle {
                     zone.disk.backed &= !(1 << unit);
                     zone.busy.set(from, count);
+                    zone.dirty = true;
+                    lowest = lowest.min(*index);
                     spare -= u64::from(count);
                     given += u64::from(count);
                     let addr = space.geometry.zone_at(*index) + u64::from(from);
@@ -557,6 +582,7 @@ impl Inner {
             }
         }
         self.backed -= given;
+        self.grow_zone = lowest;
     }
 
     fn write_node(

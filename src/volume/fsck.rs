@@ -103,11 +103,16 @@ fn run(
     progress: FsckProgress<'_>,
 ) -> Result<(FsckReport, Behind), StoreError> {
     let mut report = FsckReport::default();
+    let paths: Vec<String> = present.iter().map(|p| p.path.clone()).collect();
+    if options.repair {
+        let here: Vec<_> = present.iter().map(|p| p.found.label.replica).collect();
+        super::witness::check(&recover::choose(&present)?.root, &here)?;
+    }
     let open = OpenStore {
         degraded: true,
         deadline: std::time::Duration::from_secs(30),
         store: StoreOptions { read_only: !options.repair, ..StoreOptions::default() },
-        on_shrink: None,
+        on_shrink: Some(Box::new(move |root| super::witness::write(root, &paths))),
         hold: true,
     };
     let (store, mut opened) = recover::open(present, open, Arc::new(Machine))?;
@@ -120,6 +125,13 @@ fn run(
         report.findings.push(format!("{count} replica(s) of this volume were not given: their blocks are not proven"));
     }
     let not_given = report.findings.len();
+    if options.repair && opened.missing > absent.len() + behind.len() {
+        return refused(
+            "a replica that was in sync is not given: repairing without it would leave it behind. Give all replicas; \
+             or mount what is there with `-o degraded` and replace the missing one"
+                .into(),
+        );
+    }
     let first = look(&store, options, options.repair, "checking", progress);
     note_first(&mut report, &first);
     match store.log_waiting() {
@@ -174,9 +186,13 @@ fn repair(
     progress: FsckProgress<'_>,
 ) -> Result<Report, StoreError> {
     correct_space(store, &first.repairs, report)?;
-    if let Err(StoreError::Refused(why)) = store.resume(LogEnd::Proven, opened) {
-        store.resume(LogEnd::Accepted, opened)?;
-        report.repaired.push(format!("the log was cut: {why}"));
+    match store.resume(LogEnd::Proven, opened) {
+        Ok(()) => {}
+        Err(StoreError::Refused(why)) => {
+            store.resume(LogEnd::Accepted, opened)?;
+            report.repaired.push(format!("the log was cut: {why}"));
+        }
+        Err(other) => return Err(other),
     }
     if opened.replayed > 0 {
         report.repaired.push(format!("{} log records replayed", opened.replayed));

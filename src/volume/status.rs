@@ -92,7 +92,9 @@ impl Volume {
     /// State of the volume, from memory.
     pub fn status(&self) -> Status {
         let replicas: Vec<ReplicaStatus> = self.mirror.health().into_iter().map(replica).collect();
-        let root = self.store.durable_root();
+        // Not the root behind its lock: that may wait for a disk.
+        let view = self.store.view();
+        let root = &view.committed.root;
         let space = self.store.space();
         let block = crate::format::BLOCK as u64;
         let (state, meaning, action) = self.judge(&replicas);

@@ -6,7 +6,7 @@
 //! *Fails when*: the directory cannot be written: said in the log, service goes on. *Order*: write, fsync, rename,
 //! fsync of the directory. *Not here*: what replicas prove about each other (`store::recover`).
 
-use crate::format::{Label, MemberState, Root, Uuid};
+use crate::format::{MemberState, Root, Uuid};
 use crate::store::StoreError;
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -70,13 +70,18 @@ fn try_write(volume: Uuid, witness: &Witness) -> std::io::Result<()> {
     std::fs::File::open(directory)?.sync_all()
 }
 
-/// Refuse if this host has seen a newer state than `root`.
-pub fn check(root: &Root) -> Result<(), StoreError> {
+/// Refuse if this host has seen a newer state than `root`, on a replica that is not among those `present`.
+pub fn check(root: &Root, present: &[Uuid]) -> Result<(), StoreError> {
     let Some(path) = path(root.volume) else { return Ok(()) };
     let Ok(text) = std::fs::read_to_string(path) else { return Ok(()) };
     let Ok(witness) = serde_json::from_str::<Witness>(&text) else { return Ok(()) };
     let known = root.chain.iter().any(|epoch| epoch.id.to_string() == witness.epoch);
     if known || witness.version <= root.chain[0].first_version {
+        return Ok(());
+    }
+    // It is written down before the root itself: if all that were to go on are here without that root, nothing was
+    // ever acknowledged on it.
+    if witness.in_sync.iter().all(|went_on| present.iter().any(|p| p.to_string() == *went_on)) {
         return Ok(());
     }
     Err(StoreError::Refused(format!(
@@ -87,11 +92,4 @@ pub fn check(root: &Root) -> Result<(), StoreError> {
         witness.in_sync.join(", "),
         root.version
     )))
-}
-
-/// All replicas are in sync: nothing needs to be remembered.
-pub fn clear(label: &Label) {
-    if let Some(path) = path(label.volume) {
-        let _ = std::fs::remove_file(path); // usually there is none
-    }
 }

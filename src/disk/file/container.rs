@@ -132,7 +132,7 @@ impl Container {
         self.writable()?;
         if self.grows() {
             // Before a write behind the end makes a container that was cut look as long as it was.
-            self.check_length(rustix::fs::fstat(&self.fd)?.st_size as u64)?;
+            self.check_length()?;
         }
         let (start, len) = range(addr, data.iter().map(Slice::blocks).sum())?;
         let (mut part, mut offset, mut at) = (0, 0, start);
@@ -222,12 +222,17 @@ impl Container {
         }
     }
 
-    fn check_length(&self, length: u64) -> io::Result<()> {
-        let length_min = self.length_min.load(Ordering::Relaxed);
+    fn check_length(&self) -> io::Result<u64> {
+        // In this order: another thread may make it longer in between.
+        let length_min = self.length_min.load(Ordering::Acquire);
+        let length = match self.grows() {
+            true => rustix::fs::fstat(&self.fd)?.st_size as u64,
+            false => rustix::fs::seek(&self.fd, SeekFrom::End(0))?,
+        };
         if length < length_min {
             return Err(changed(format!("the container shrank from at least {length_min} to {length} bytes")));
         }
-        Ok(())
+        Ok(length)
     }
 
     fn check(&self) -> io::Result<Facts> {
@@ -247,8 +252,7 @@ impl Container {
         if stat.st_nlink == 0 && self.grows() {
             return Err(changed("the container was deleted".into()));
         }
-        let length = if self.grows() { stat.st_size as u64 } else { rustix::fs::seek(&self.fd, SeekFrom::End(0))? };
-        self.check_length(length)?;
+        let length = self.check_length()?;
         let bytes_free_below = if self.grows() {
             let below = rustix::fs::fstatvfs(&self.fd)?;
             below.f_bavail.saturating_mul(below.f_frsize)

@@ -77,7 +77,8 @@ struct Turn {
 impl Mirror {
     /// `slot` did not prove the block: get it from wherever it is proven, and repair.
     pub(super) fn recover(&self, slot: usize, addr: Addr, sum: u64) -> Result<Buf, DiskError> {
-        let Some(lane) = self.lane(slot) else {
+        let lane = self.lane(slot).or_else(|| self.lanes(|state| state == ReplicaState::InSync).into_iter().next());
+        let Some(lane) = lane else {
             return Err(DiskError::Lost { addr, detail: "the replica went away".into() });
         };
         let turn = self.repair(&lane, addr, sum);

@@ -5,7 +5,7 @@
 //! *Order*: commit (it notices containers that have vanished) → judge → release → open → resync.
 //! *Not here*: copying (`replace`).
 
-use super::super::{EXAMINE_WAIT, Volume, absolute, close_all, witness};
+use super::super::{EXAMINE_WAIT, Volume, absolute, close_all};
 use super::{Place, ReplaceReport, refused, resync};
 use crate::control::Progress;
 use crate::disk::backing::{Backing, BackingKind};
@@ -47,9 +47,6 @@ impl Volume {
         let name = ReplicaName { uuid: self.store.world().uuid(), path: found.path.display().to_string() };
         ::log::info!("replace {} by {}", health[slot].name.path, name.path);
         let report = resync(&self.store, place, name, backing, progress)?;
-        if self.mirror.health().iter().all(|replica| replica.state == ReplicaState::InSync) {
-            witness::clear(&self.label);
-        }
         ::log::info!("replace: {}", report.summary);
         Ok(report)
     }
