@@ -189,7 +189,7 @@ fn heavy_a_disk_that_fills_up() {
     if !can_break_disks() {
         return;
     }
-    let disks = Disks::new("ext4", 400, "340M", "");
+    let disks = Disks::new("ext4", 400, "320M", "");
     still_files(&disks.bed, 30);
     shell(disks.bed.path(), "dd if=/dev/zero of=b/stolen bs=1M status=none 2>/dev/null || true; sync b/stolen");
     let mut written = 0;

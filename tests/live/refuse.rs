@@ -69,10 +69,12 @@ fn without_rights_or_fuse_there_is_one_clear_line() {
     fs::set_permissions(bed.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let readable = bed.path().join("stablefs");
     fs::copy(program(), &readable).unwrap();
+    shell(bed.path(), "install -d -o 65534 -g 65534 -m 700 run").ok();
     let as_nobody = |words: &[&str]| {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"]).arg(&readable);
-        run(command.args(words).current_dir(bed.path()).env("STABLEFS_STATE_DIR", "/nonexistent").env("HOME", "/tmp"))
+        command.env("XDG_RUNTIME_DIR", bed.path().join("run")).env("STABLEFS_STATE_DIR", "/nonexistent");
+        run(command.args(words).current_dir(bed.path()))
     };
     for container in ["a/stablefs.data", "b/stablefs.data"] {
         fs::set_permissions(bed.path().join(container), fs::Permissions::from_mode(0o600)).unwrap();
