@@ -155,7 +155,7 @@ fn layers_name_only_what_is_below_them() {
                     None => *allowed == named,
                     Some(_) => rest.starts_with(*allowed),
                 };
-                if line.trim_start().starts_with("//") || named == layer || allowed.iter().any(|a| edge(&a)) {
+                if line.trim_start().starts_with("//") || named == layer || allowed.iter().any(edge) {
                     continue;
                 }
                 wrong.push(format!("{}:{}: {layer} must not name crate::{named}", source.name(), number + 1));

@@ -3,7 +3,7 @@
 use super::bed::{Bed, Said, can_work_hard, counter, is_root, run, shell, state_of};
 use super::degraded::{check_still_files, load, still_files};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -56,7 +56,7 @@ impl Disks {
         let status = self.bed.wait_for(patience, what, |status| state_of(status, &self.places[1]) == "out");
         assert_eq!(state_of(&status, &self.places[0]), "in sync");
     }
-    fn replace_and_check(&self, new: &PathBuf) {
+    fn replace_and_check(&self, new: &Path) {
         let b = &self.places[1];
         let bed = &self.bed;
         bed.stablefs(["replace".as_ref(), bed.mnt.as_os_str(), b.as_os_str(), new.as_os_str()]).ok();
