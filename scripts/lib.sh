@@ -76,7 +76,7 @@ make_scratch() {
     if [ "$kind" = tmpfs ] && [ "$(stat -f -c %T /var/tmp)" != tmpfs ]; then
         parent=/var/tmp # a file in memory is no disk: no O_DIRECT on old kernels, and it eats what the tests measure
     fi
-    scratch=$(mktemp -d "$parent/$1.XXXXXX")
+    scratch=$(mktemp -d "$parent/$1.XXXX")
     started=()
     trap clean_up EXIT
     trap 'exit 129' HUP

@@ -161,7 +161,7 @@ pub struct Bed {
 impl Bed {
     /// Folders only.
     pub fn bare() -> Bed {
-        let folder = tempfile::Builder::new().prefix("stablefs-live.").tempdir().expect("a scratch folder");
+        let folder = tempfile::Builder::new().prefix("live.").tempdir().expect("a scratch folder");
         let at = |name: &str| {
             let path = folder.path().join(name);
             fs::create_dir(&path).expect("a folder");
@@ -238,9 +238,11 @@ impl Bed {
     pub fn fsck(&self, flag: &str) -> Said {
         self.stablefs([OsStr::new("fsck"), OsStr::new(flag), self.a.as_os_str(), self.b.as_os_str()])
     }
-    /// Unmount, and have the checker find nothing.
+    /// Unmount a volume that is healthy to the end, and have the checker find nothing.
     #[track_caller]
     pub fn umount_and_check(&self) {
+        let status = self.status();
+        assert_eq!(status["state"], "healthy", "a replica went out that nobody had hurt: {:#}", status["replicas"]);
         self.umount().ok();
         self.fsck("-n").ok();
     }
