@@ -45,13 +45,7 @@ need() {
 # A Rust toolchain, and a compiler for C to link with.
 need_rust() {
     need cc build-essential
-    if ! command -v cargo >/dev/null; then
-        need curl curl
-        say "installing Rust with rustup"
-        curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y -q --profile default >/dev/null ||
-            fail "rustup could not be installed; see https://rustup.rs"
-        PATH=$HOME/.cargo/bin:$PATH
-    fi
+    command -v cargo >/dev/null || fail "there is no Rust toolchain here: install one first (https://rustup.rs), 1.91 or newer"
 }
 
 # Everything that a mount needs.

@@ -10,7 +10,6 @@
 
 pub mod journal;
 pub mod launch;
-mod memory;
 pub mod report;
 mod service;
 pub mod task;
@@ -100,7 +99,6 @@ pub fn serve(job: &Job, ready: &mut dyn FnMut(Option<&Path>) -> Result<(), Strin
 
 /// Best effort each; none is needed to be right.
 fn prepare_process() {
-    memory::settle();
     rustix::process::umask(rustix::fs::Mode::empty());
     let _ = rustix::thread::set_name(c"stablefs");
     let _ = rustix::process::configure_io_flusher_behavior(true); // our writes must not wait for our own mount's
