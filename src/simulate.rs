@@ -11,9 +11,11 @@
 //! | `generate` | random operations |
 //! | `driver` | both side by side |
 //! | `judge` | what may be found after a crash |
+//! | `fault` | histories with a faulty disk |
 //! | `pinned` | what a reader holds stays whole |
 
 pub mod driver;
+pub mod fault;
 pub mod generate;
 pub mod judge;
 pub mod model;
@@ -109,6 +111,8 @@ pub struct Tally {
     pub requests: u64,
     /// Faults that struck.
     pub faults: u64,
+    /// Blocks that were healed, by reading and by scrub.
+    pub healed: u64,
 }
 
 impl Tally {
@@ -122,6 +126,7 @@ impl Tally {
         self.no_space += other.no_space;
         self.requests += other.requests;
         self.faults += other.faults;
+        self.healed += other.healed;
     }
 }
 
@@ -129,7 +134,7 @@ impl std::fmt::Display for Tally {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} histories, {} operations, {} power cuts (and {} during recovery), {} log records replayed, {} operations without room, {} writes and flushes, {} faults",
+            "{} histories, {} operations, {} power cuts (and {} during recovery), {} log records replayed, {} operations without room, {} writes and flushes, {} faults, {} blocks healed",
             self.histories,
             self.operations,
             self.cuts,
@@ -137,7 +142,8 @@ impl std::fmt::Display for Tally {
             self.replayed,
             self.no_space,
             self.requests,
-            self.faults
+            self.faults,
+            self.healed
         )
     }
 }
@@ -283,7 +289,7 @@ impl Bench {
 
 /// Prove every block on every replica.
 pub fn examine_store(store: &Store, heal: bool) -> CheckReport {
-    let options = CheckOptions { data: true, heal, parallel: false, findings_max: 100 };
+    let options = CheckOptions { data: true, heal, parallel: false, findings_max: 10_000 };
     check(&StoreSource::new(store), &options, &mut |_| ControlFlow::Continue(()))
 }
 

@@ -66,6 +66,15 @@ struct Shared {
     hung: Mutex<Vec<(Op, Answer)>>,
 }
 
+impl Shared {
+    /// Answer what hangs, because the power is cut.
+    fn fail_hung(&self) {
+        for (_, answer) in std::mem::take(&mut *self.hung.lock()) {
+            answer.give(Err(power_is_cut()));
+        }
+    }
+}
+
 /// A handle of a simulated disk.
 pub struct SimDisk {
     world: World,
@@ -144,9 +153,7 @@ impl World {
             medium.pending.clear();
             medium.latest.clear();
             drop(medium);
-            for (_, answer) in std::mem::take(&mut *disk.hung.lock()) {
-                answer.give(Err(power_is_cut()));
-            }
+            disk.fail_hung();
         }
         {
             let mut power = self.0.power.lock();
@@ -310,6 +317,10 @@ impl Backing for SimDisk {
             Step::Go => {}
             Step::CutHere => {
                 self.shared.medium.lock().write_cut(&op);
+                // Nobody waits for a disk without power.
+                for disk in &self.world.0.disks.lock().clone() {
+                    disk.fail_hung();
+                }
                 return Ticket::answered(Err(power_is_cut()));
             }
             Step::Dead => return Ticket::answered(Err(power_is_cut())),

@@ -100,12 +100,15 @@ impl Driver {
             if matches!(op, Op::Remount) {
                 continue;
             }
-            self.step(&op)?;
+            let outcome = self.step(&op);
             if self.power.is_cut() {
+                // Also when looking at what it did failed: reading may repair, and so write.
                 return Ok(());
             }
+            outcome?;
         }
-        self.compare()
+        let outcome = self.compare();
+        if self.power.is_cut() { Ok(()) } else { outcome }
     }
 
     /// One operation.

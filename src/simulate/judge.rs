@@ -38,9 +38,9 @@ impl Known {
     pub fn take(driver: Driver) -> Known {
         Known { states: driver.states, floor: driver.floor, durable: driver.durable }
     }
-    /// States that would be right.
-    pub fn candidates(&self) -> usize {
-        self.states.len() - self.floor
+    /// Whether anything was acknowledged as durable.
+    pub fn acknowledged(&self) -> bool {
+        self.floor > 0
     }
 }
 

@@ -23,7 +23,19 @@ pub fn seeds(usual: std::ops::Range<u64>) -> std::ops::Range<u64> {
 ///
 /// # Panics
 /// One failed: with its text, or its panic.
+#[allow(dead_code)] // Not every test program needs it.
 pub fn run(name: &str, seeds: std::ops::Range<u64>, one: impl Fn(u64) -> Result<Tally, Failure> + Sync) -> Tally {
+    let (sum, failures) = try_run(name, seeds, one);
+    assert!(failures.is_empty(), "{name}: {}", failures.join("\n\n"));
+    sum
+}
+
+/// As [`run`], but gives the failures back.
+pub fn try_run(
+    name: &str,
+    seeds: std::ops::Range<u64>,
+    one: impl Fn(u64) -> Result<Tally, Failure> + Sync,
+) -> (Tally, Vec<String>) {
     let next = AtomicU64::new(seeds.start);
     let sum = Mutex::new(Tally::default());
     let failures = Mutex::new(Vec::new());
@@ -53,6 +65,5 @@ pub fn run(name: &str, seeds: std::ops::Range<u64>, one: impl Fn(u64) -> Result<
     let sum = *sum.lock().unwrap();
     let failures = failures.into_inner().unwrap();
     println!("{name}: {sum}, {:.1} s", began.elapsed().as_secs_f64());
-    assert!(failures.is_empty(), "{name}: {}", failures.join("\n\n"));
-    sum
+    (sum, failures)
 }

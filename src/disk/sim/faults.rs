@@ -17,6 +17,8 @@ pub enum Fault {
     Always,
     /// The next so many times.
     Next(u32),
+    /// Once, after so many requests without.
+    Once(u32),
 }
 
 impl Fault {
@@ -32,6 +34,14 @@ impl Fault {
             Fault::Next(left) => {
                 *left -= 1;
                 true
+            }
+            Fault::Once(0) => {
+                *self = Fault::Never;
+                true
+            }
+            Fault::Once(left) => {
+                *left -= 1;
+                false
             }
         }
     }
@@ -70,6 +80,8 @@ pub struct Faults {
     pub stuck: HashSet<Addr>,
     /// Fail-stop: everything answers ENODEV.
     pub gone: bool,
+    /// A write or flush at which it is gone from then on.
+    pub dies: Fault,
     /// The filesystem below is full: `Allocate`, and writes to places never written, answer ENOSPC.
     pub full: bool,
     /// The filesystem below is read-only: writes, allocations, punches answer EROFS.

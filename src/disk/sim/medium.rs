@@ -154,6 +154,9 @@ impl Medium {
     }
 
     pub fn run(&mut self, op: &Op) -> io::Result<Done> {
+        if matches!(op, Op::Write { .. } | Op::Flush) && self.faults.dies.strikes() {
+            self.faults.gone = true;
+        }
         if self.faults.gone {
             self.counters.faults += 1;
             return Err(os_error(libc::ENODEV));
@@ -226,9 +229,10 @@ impl Medium {
         if lost {
             return Ok(Done::Nothing);
         }
-        for (at, bytes) in (addr..).zip(data.iter().flat_map(|slice| slice.chunks_exact(BLOCK))) {
+        let base = if misdirect { self.elsewhere(addr) } else { addr };
+        for (at, bytes) in (base..).zip(data.iter().flat_map(|slice| slice.chunks_exact(BLOCK))) {
             let mut block: Arc<Block> = Arc::new(bytes.try_into().expect("chunks are blocks"));
-            let target = if misdirect { self.elsewhere(at) % self.blocks } else { at };
+            let target = at % self.blocks;
             if tear {
                 // Neither all old nor all new: that would be a lost write or a good one.
                 let mask = self.random.range(1, 255);
