@@ -139,7 +139,7 @@ impl Driver {
             Did::Same => self.accept(op, next)?,
             Did::NoSpace => self.without_room(op, next)?,
         }
-        if self.log.len() % COMPARE_EVERY == 0 && !self.power.is_cut() {
+        if self.log.len().is_multiple_of(COMPARE_EVERY) && !self.power.is_cut() {
             self.compare()?;
         }
         Ok(())

@@ -143,8 +143,12 @@ impl Faulty {
                 Kind::Rot => disk.rot(addr, self.random.bits()),
                 Kind::Zeros => disk.zero(addr),
                 Kind::Junk => disk.junk(addr),
-                Kind::Stale => drop(disk.stale(addr)),
-                _ => disk.faults(|faults| drop(faults.unreadable.insert(addr))),
+                Kind::Stale => {
+                    disk.stale(addr);
+                }
+                _ => disk.faults(|faults| {
+                    faults.unreadable.insert(addr);
+                }),
             }
         }
     }

@@ -71,13 +71,11 @@ fn same_attributes(ino: u64, should: &Node, is: &Node) -> Result<(), String> {
     Ok(())
 }
 
+/// Compares the bytes of a file: inode, what they should be, what they are.
+type CompareFile<'a> = dyn FnMut(u64, &Arc<Vec<u8>>, &Arc<Vec<u8>>) -> Result<(), String> + 'a;
+
 /// Names and attributes; calls `file` for each file.
-fn compare(
-    should: &State,
-    is: &State,
-    file: &mut dyn FnMut(u64, &Arc<Vec<u8>>, &Arc<Vec<u8>>) -> Result<(), String>,
-    orphans: bool,
-) -> Result<(), String> {
+fn compare(should: &State, is: &State, file: &mut CompareFile<'_>, orphans: bool) -> Result<(), String> {
     let expected = should.nodes.iter().filter(|(_, node)| orphans || node.nlink > 0);
     for (ino, node) in expected.clone() {
         let Some(found) = is.nodes.get(ino) else { return Err(format!("inode {ino} is missing")) };
