@@ -102,7 +102,7 @@ fn what_a_truncate_cut_off_never_comes_back() {
     cut_in_last(
         &[create(), write.clone(), Op::Fsync { ino: 16 }, cut.clone()],
         &Op::Fsync { ino: ROOT_INO },
-        &[grow.clone()],
+        std::slice::from_ref(&grow),
     );
     cut_in_last(&[create(), write, Op::Sync, cut], &Op::Fsync { ino: ROOT_INO }, &[grow]);
 }
