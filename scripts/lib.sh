@@ -71,6 +71,7 @@ make_scratch() {
         parent=/var/tmp # a file in memory is no disk: no O_DIRECT on old kernels, and it eats what the tests measure
     fi
     scratch=$(mktemp -d "$parent/$1.XXXX")
+    chmod 755 "$scratch" # tests act as other users inside
     started=()
     trap clean_up EXIT
     trap 'exit 129' HUP

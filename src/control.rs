@@ -12,7 +12,7 @@ pub mod place;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -107,6 +107,7 @@ pub trait Control: Send + Sync + 'static {
 /// A listening socket; removed from the directory when dropped.
 pub struct Server {
     path: PathBuf,
+    identity: Option<(u64, u64)>,
     clients: Arc<AtomicUsize>,
 }
 
@@ -132,7 +133,8 @@ impl Server {
                 }
             }
         })?;
-        Ok(Server { path: path.to_owned(), clients })
+        let identity = identity(path);
+        Ok(Server { path: path.to_owned(), identity, clients })
     }
 
     /// Wait until every client has hung up, or `patience` is over.
@@ -148,8 +150,16 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path); // a left-over socket is refused by connect(2)
+        // Device numbers are used again: after our unmount the place may be another daemon's.
+        if self.identity.is_some() && identity(&self.path) == self.identity {
+            let _ = std::fs::remove_file(&self.path); // a left-over socket is refused by connect(2)
+        }
     }
+}
+
+/// Device and inode of what stands at `path`.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::symlink_metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 fn admit(stream: UnixStream, control: &Arc<dyn Control>, clients: &Arc<AtomicUsize>) {

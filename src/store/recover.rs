@@ -303,6 +303,9 @@ impl Store {
     /// Replay the log and make that a root of its own (opened for reading only: in memory).
     pub fn resume(&self, end: LogEnd, report: &mut Report) -> Result<(), StoreError> {
         let root = self.view().committed.root.clone();
+        if !self.options.read_only {
+            self.enforce_root()?;
+        }
         if !root.clean {
             let records = self.read_log(&root, end, report)?;
             self.replay(records)?;
@@ -313,6 +316,26 @@ impl Store {
             // Space below that was allocated since the last commit is not known any more; what was replayed needs it.
             let _enough = self.space.ensure_backed(&self.mirror, self.taken(self.reserve_blocks()))?;
             self.commit(Force::Always)?;
+        }
+        Ok(())
+    }
+
+    /// A crash can leave the newest root on one replica only: write it to the others in sync before anything else, so
+    /// that no chain of interrupted recoveries makes one of them look older than it is.
+    fn enforce_root(&self) -> Result<(), StoreError> {
+        let (slot, root) = self.newest_root();
+        let expected = root.encode(slot);
+        let members = self.mirror.members();
+        for replica in (0..self.mirror.replicas()).filter(|r| members.contains(*r)) {
+            let there = self.mirror.read_raw(replica, Root::addr(slot), 1);
+            if there.is_ok_and(|block| block[..] == expected[..]) {
+                continue;
+            }
+            let block = Slice::whole(Buf::from_slice(&expected));
+            let written = self.mirror.write_raw(replica, Root::addr(slot), block);
+            if written.and_then(|()| self.mirror.flush_raw(replica)).is_err() {
+                self.mirror.set_out(replica, "it could not take back the newest root");
+            }
         }
         Ok(())
     }
