@@ -5,7 +5,8 @@
 //! tail that one replica lacks is healed before anything else. Recovery may be cut at any write and run again: it
 //! writes only to free space until its own root is durable.
 //! *Assumes*: backings are open and locked. *Fails when*: [`StoreError::Refused`], with a text that says what to do.
-//! *Order*: labels → roots → choice → log → commit of what was replayed, as a new root with a new life of the ring.
+//! *Order*: labels → roots → choice → newest root everywhere → log → commit of what was replayed, as a new root with
+//! a new life of the ring.
 //! *Not here*: opening paths (`volume`).
 
 use super::commit::{Force, RootState};
@@ -303,6 +304,9 @@ impl Store {
     /// Replay the log and make that a root of its own (opened for reading only: in memory).
     pub fn resume(&self, end: LogEnd, report: &mut Report) -> Result<(), StoreError> {
         let root = self.view().committed.root.clone();
+        if !self.options.read_only {
+            self.enforce_root();
+        }
         if !root.clean {
             let records = self.read_log(&root, end, report)?;
             self.replay(records)?;
@@ -315,6 +319,26 @@ impl Store {
             self.commit(Force::Always)?;
         }
         Ok(())
+    }
+
+    /// Make the newest root durable where it is missing. All that it reaches is there; and without this, power cuts
+    /// in one recovery after the other would leave a replica behind by more and more roots.
+    fn enforce_root(&self) {
+        let (slot, root) = {
+            let state = self.root.lock();
+            (state.newest_slot, state.root.clone())
+        };
+        let (addr, expected) = (Root::addr(slot), root.encode(slot));
+        let members = self.mirror.members();
+        for replica in (0..self.mirror.replicas()).filter(|r| members.contains(*r)) {
+            if self.mirror.read_raw(replica, addr, 1).is_ok_and(|found| found[..] == expected[..]) {
+                continue;
+            }
+            let written = self.mirror.write_raw(replica, addr, Slice::whole(Buf::from_slice(&expected)));
+            if written.and_then(|()| self.mirror.flush_raw(replica)).is_err() {
+                self.mirror.set_out(replica, "it could not take the newest root");
+            }
+        }
     }
 
     /// How many log records wait for replay; looks only.
