@@ -230,7 +230,11 @@ impl Bench {
     /// It cannot be opened or read.
     pub fn mount(&mut self) -> Result<Driver, String> {
         let all: Vec<usize> = (0..self.disks.len()).collect();
-        let (store, report) = self.open(&all, false).map_err(|error| format!("opening: {error}"))?;
+        self.mount_on(&all, false)
+    }
+
+    fn mount_on(&mut self, which: &[usize], degraded: bool) -> Result<Driver, String> {
+        let (store, report) = self.open(which, degraded).map_err(|error| format!("opening: {error}"))?;
         self.tally.replayed += report.replayed;
         Driver::new(store, &self.power)
     }
@@ -247,19 +251,19 @@ impl Bench {
         outcome
     }
 
-    /// Cut the power now (if it is not cut), open again, cutting the power up to `more` times meanwhile, and judge.
+    /// Cut the power now (if it is not cut), open again, and judge.
     ///
     /// # Errors
     /// What was found is not what may be found.
-    pub fn crash(&mut self, driver: Driver, plan: CrashPlan, more: u32) -> Result<Driver, String> {
+    pub fn crash(&mut self, driver: Driver, cut: Cut) -> Result<Driver, String> {
         let known = Known::take(driver);
         self.tally.cuts += 1;
-        self.disks = self.power.revive(plan);
-        for _ in 0..more {
+        self.disks = self.power.revive(cut.plan);
+        let which: Vec<usize> = (0..self.disks.len()).filter(|i| cut.alone.is_none_or(|alone| alone == *i)).collect();
+        for _ in 0..cut.more {
             let at = self.power.io_count() + self.random.range(1, 24);
             self.power.cut_at(Some(at));
-            let all: Vec<usize> = (0..self.disks.len()).collect();
-            let opened = self.open(&all, false);
+            let opened = self.open(&which, cut.alone.is_some());
             if !self.power.is_cut() {
                 self.power.cut_at(None);
                 drop(opened);
@@ -269,7 +273,7 @@ impl Bench {
             let plan = *self.random.pick(&[CrashPlan::DropAll, CrashPlan::KeepAll, CrashPlan::Random]);
             self.disks = self.power.revive(plan);
         }
-        let driver = self.mount()?;
+        let driver = self.mount_on(&which, cut.alone.is_some())?;
         clean(&driver.store)?;
         judge::judge(&known, driver.now())?;
         Ok(driver)
@@ -315,6 +319,8 @@ pub struct Cut {
     pub plan: CrashPlan,
     /// Power cuts during recovery.
     pub more: u32,
+    /// The only disk that is left afterwards.
+    pub alone: Option<usize>,
 }
 
 /// One history of `operations`, with the power cut as `cut` says; then judged, continued, and judged again.
@@ -349,7 +355,7 @@ fn in_bench(bench: &mut Bench, operations: usize, cut: Cut, log: &mut Vec<model:
             let outcome = bench.run(&mut driver, operations);
             log.clone_from(&driver.log);
             outcome?;
-            bench.crash(driver, cut.plan, cut.more)?
+            bench.crash(driver, cut)?
         }
         Err(_) if bench.power.is_cut() => {
             bench.disks = bench.power.revive(cut.plan);
@@ -360,7 +366,8 @@ fn in_bench(bench: &mut Bench, operations: usize, cut: Cut, log: &mut Vec<model:
     // Life goes on.
     let outcome = bench.run(&mut found, operations / 5).and_then(|()| bench.finish(&mut found));
     outcome.map_err(|text| format!("after recovery: {text}\n  after recovery: {:?}", found.log))?;
-    let driver = bench.crash(found, CrashPlan::DropAll, 0).map_err(|text| format!("second crash: {text}"))?;
+    let again = Cut { at: None, plan: CrashPlan::DropAll, more: 0, alone: cut.alone };
+    let driver = bench.crash(found, again).map_err(|text| format!("second crash: {text}"))?;
     drop(driver);
     Ok(())
 }

@@ -13,7 +13,7 @@ const OPERATIONS: usize = 100;
 
 fn cut_of(random: &mut Random, at: Option<u64>) -> Cut {
     let plan = *random.pick(&[CrashPlan::DropAll, CrashPlan::KeepAll, CrashPlan::Random, CrashPlan::Random]);
-    Cut { at, plan, more: 0 }
+    Cut { at, plan, more: 0, alone: None }
 }
 
 /// The history of `seed`, cut at `cuts` random writes and flushes, half of the times also during recovery.
@@ -25,7 +25,9 @@ fn cut_somewhere(seed: u64, cuts: u32) -> Result<Tally, Failure> {
     for _ in 0..cuts {
         let at = random.range(1, requests + 1);
         let more = random.below(2) as u32 * random.range(1, 4) as u32;
-        sum.add(&history(seed, OPERATIONS, Cut { more, ..cut_of(&mut random, Some(at)) })?);
+        // Either disk alone must do, too.
+        let alone = (random.below(4) == 0).then(|| random.below(2) as usize);
+        sum.add(&history(seed, OPERATIONS, Cut { more, alone, ..cut_of(&mut random, Some(at)) })?);
     }
     Ok(sum)
 }
@@ -62,7 +64,7 @@ fn cut_in_last(before: &[Op], last: &Op, after: &[Op]) {
             bench.power.cut_at(Some(bench.power.io_count() + at));
             driver.step(last).unwrap();
             let plan = if seed % 2 == 0 { CrashPlan::DropAll } else { CrashPlan::Random };
-            let found = bench.crash(driver, plan, 0).and_then(|mut driver| {
+            let found = bench.crash(driver, Cut { at: None, plan, more: 0, alone: None }).and_then(|mut driver| {
                 after.iter().try_for_each(|op| driver.step(op))?;
                 bench.finish(&mut driver)
             });

@@ -3,7 +3,7 @@
 //! *Guarantees*: [`fault_history`] fails if a single fault costs anything: a wrong byte, an error to the application,
 //! damage that a scrub does not heal, an acknowledged change that is gone after a power cut, or a replica that was
 //! left behind and is taken for whole. *Assumes*: faults strike one disk only.
-//! *Fails when*: so. *Order*: faults are switched off before the scrub, as after the repair of a cable.
+//! *Fails when*: any of these is found: the seed and the fault are named. *Order*: faults are switched off before the scrub, as after the repair of a cable.
 //! *Not here*: two faults on one block (`tests/faults.rs`).
 
 use super::driver::Driver;
@@ -126,6 +126,8 @@ struct Faulty {
     random: Random,
     kind: Kind,
     bad: usize,
+    /// What was acknowledged when the bad disk was first seen to be out.
+    out_at: Option<usize>,
 }
 
 impl Faulty {
@@ -211,6 +213,9 @@ impl Faulty {
             let some = left.min(12);
             self.bench.run(&mut driver, some)?;
             left -= some;
+            if self.out_at.is_none() && !self.is_in_sync(&driver) {
+                self.out_at = Some(driver.floor);
+            }
             if self.kind.is_damage() && !self.bench.power.is_cut() {
                 self.damage();
             }
@@ -238,6 +243,7 @@ impl Faulty {
     fn after(&mut self, driver: Driver) -> Result<Driver, String> {
         let was_out = !self.is_in_sync(&driver);
         self.count_healed(&driver);
+        let without_it = self.out_at.is_some_and(|floor| driver.floor > floor);
         let known = Known::take(driver);
         self.bench.tally.cuts += 1;
         let plan = *self.random.pick(&[CrashPlan::DropAll, CrashPlan::KeepAll, CrashPlan::Random]);
@@ -261,6 +267,9 @@ impl Faulty {
             Err(error) => return Err(format!("opening: {error}")),
         };
         self.bench.tally.replayed += report.replayed;
+        if without_it && report.behind.is_empty() && report.missing == 0 && self.kind != Kind::Dies {
+            return Err("something was acknowledged without the bad replica, and no root says so".into());
+        }
         let driver = Driver::new(store, &self.bench.power)?;
         judge::judge(&known, driver.now())?;
         self.scrub(&driver)?;
@@ -288,7 +297,7 @@ impl Faulty {
 pub fn fault_history(seed: u64, kind: Kind, operations: usize) -> Result<Tally, Failure> {
     let mut random = Random::new(seed ^ 0xfa_17);
     let bad = random.below(2) as usize;
-    let mut faulty = Faulty { bench: Bench::new(seed), random, kind, bad };
+    let mut faulty = Faulty { bench: Bench::new(seed), random, kind, bad, out_at: None };
     let outcome = faulty.run(operations);
     let mut tally = faulty.bench.tally;
     tally.requests = faulty.bench.power.io_count();

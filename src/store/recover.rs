@@ -5,7 +5,8 @@
 //! tail that one replica lacks is healed before anything else. Recovery may be cut at any write and run again: it
 //! writes only to free space until its own root is durable.
 //! *Assumes*: backings are open and locked. *Fails when*: [`StoreError::Refused`], with a text that says what to do.
-//! *Order*: labels → roots → choice → log → commit of what was replayed, as a new root with a new life of the ring.
+//! *Order*: labels → roots → choice → newest root everywhere → log → commit of what was replayed, as a new root with
+//! a new life of the ring.
 //! *Not here*: opening paths (`volume`).
 
 use super::commit::{Force, RootState};

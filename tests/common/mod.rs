@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Failures that are collected before a run gives up.
-const FAILURES_MAX: usize = 3;
+const FAILURES_MAX: usize = 1;
 
 /// Seeds that `STABLEFS_SEEDS=from..to` asks for, else `usual`.
 pub fn seeds(usual: std::ops::Range<u64>) -> std::ops::Range<u64> {
