@@ -72,6 +72,7 @@ make_scratch() {
     fi
     scratch=$(mktemp -d "$parent/$1.XXXX")
     chmod 755 "$scratch" # tests act as other users inside
+    export STABLEFS_STATE_DIR=$scratch/state # what this host knows of volumes that will be gone
     started=()
     trap clean_up EXIT
     trap 'exit 129' HUP
