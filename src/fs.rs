@@ -46,13 +46,13 @@ pub use xattr::{XATTR_CREATE, XATTR_REPLACE};
 use crate::format::item::Time;
 use crate::format::{Inode, Key, NAME_MAX, ROOT_INO};
 use crate::store::StoreError;
+use crate::sync::Mutex;
+use crate::sync::atomic::AtomicU64;
 use api::StoreApi;
 use cache::{Entry, InodeCache};
 use lock::LockManager;
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 /// File type bits of a mode.
 pub(crate) const S_IFMT: u32 = 0o170_000;

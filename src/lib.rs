@@ -26,5 +26,6 @@ pub mod fuse;
 pub mod mount;
 pub mod simulate;
 pub mod store;
+pub mod sync;
 pub mod volume;
 pub mod world;

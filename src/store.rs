@@ -35,13 +35,13 @@ use crate::disk::Mirror;
 use crate::disk::buffer::Slice;
 use crate::format::node::{self, Node};
 use crate::format::{BlockPtr, Key, Label, Uuid, VolumeSeed};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, RwLock};
 use crate::world::World;
 use delta::{Committed, Group, Segment, View};
-use parking_lot::{Condvar, Mutex, RwLock};
 use quick_cache::sync::Cache;
 use space::{Class, Space, Span};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tree::{CachedNode, NodeStore};
 
 /// Value of an item.

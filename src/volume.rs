@@ -20,11 +20,12 @@ use crate::store::create::{CreateStore, create};
 use crate::store::engine::Engine;
 use crate::store::recover::{self, OpenStore, Present, Report};
 use crate::store::{Store, StoreError, StoreOptions};
+use crate::sync::Instant;
+use crate::sync::Mutex;
 use crate::world::{Machine, World};
-use parking_lot::Mutex;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Smallest volume: 16 MiB.
 pub const SIZE_MIN: u64 = 16 << 20;
@@ -224,7 +225,7 @@ fn close_all(backings: &[Arc<dyn Backing>]) {
     backings.iter().for_each(|b| b.close());
     let until = Instant::now() + Duration::from_secs(5);
     while backings.iter().any(|b| !b.is_closed()) && Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(1));
+        crate::sync::thread::sleep(Duration::from_millis(1));
     }
 }
 

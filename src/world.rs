@@ -54,13 +54,13 @@ impl World for Machine {
 /// A seeded world: the clock moves one microsecond a question, randomness is splitmix64.
 #[derive(Debug)]
 pub struct Seeded {
-    state: parking_lot::Mutex<(u64, i64)>,
+    state: crate::sync::Mutex<(u64, i64)>,
 }
 
 impl Seeded {
     /// The world of `seed`.
     pub fn new(seed: u64) -> Seeded {
-        Seeded { state: parking_lot::Mutex::new((seed, 1_700_000_000_000_000_000)) }
+        Seeded { state: crate::sync::Mutex::new((seed, 1_700_000_000_000_000_000)) }
     }
 }
 

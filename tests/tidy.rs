@@ -155,10 +155,46 @@ fn layers_name_only_what_is_below_them() {
                     None => *allowed == named,
                     Some(_) => rest.starts_with(*allowed),
                 };
-                if line.trim_start().starts_with("//") || named == layer || allowed.iter().any(edge) {
+                let free = named == layer || named == "sync" || allowed.iter().any(edge);
+                if line.trim_start().starts_with("//") || free {
                     continue;
                 }
                 wrong.push(format!("{}:{}: {layer} must not name crate::{named}", source.name(), number + 1));
+            }
+        }
+    }
+    report(&wrong);
+}
+
+/// Files that never run under exploration, because they touch the machine; and one cache that outlives an execution.
+const REAL_THREADS: [&str; 9] = [
+    "src/sync",
+    "src/disk/file",
+    "src/fuse",
+    "src/daemon",
+    "src/control",
+    "src/cli",
+    "src/mount",
+    "src/simulate.rs",
+    "mount-helper/",
+];
+
+#[test]
+fn locks_threads_and_the_clock_come_from_sync() {
+    let machine = ["parking_lot::", "std::thread", "std::sync::atomic", "std::sync::mpsc", "time::Instant"];
+    let named = ["Mutex", "RwLock", "Condvar", "Once", "Barrier", "Lazy"];
+    let mut wrong = Vec::new();
+    for source in sources() {
+        if source.is_test() || REAL_THREADS.iter().any(|free| source.name().starts_with(free)) {
+            continue;
+        }
+        for (number, line) in source.body().lines().enumerate() {
+            let of_std = line.contains("std::sync::") && named.iter().any(|name| line.contains(name));
+            let clock = line.contains("std::time::{") && line.contains("Instant");
+            let bare = line.starts_with("thread_local!");
+            let names_machine = machine.iter().any(|name| line.contains(name) && !line.contains("crate::sync"));
+            if !line.trim_start().starts_with("//") && (of_std || clock || bare || names_machine) {
+                wrong.push(format!("{}:{}: take it from crate::sync: {line}", source.name(), number + 1));
             }
         }
     }

@@ -11,10 +11,10 @@
 
 use super::buffer::{Buf, Slice};
 use crate::format::Addr;
-use parking_lot::{Condvar, Mutex};
+use crate::sync::Instant;
+use crate::sync::{Condvar, Mutex};
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// One request to a medium.
 #[derive(Debug, Clone)]

@@ -33,11 +33,12 @@ pub use slot::{ReplicaCounters, ReplicaHealth, ReplicaState};
 use super::backing::Backing;
 use super::{DiskError, ReplicaName};
 use crate::format::{Geometry, REPLICAS_MAX, VolumeSeed};
-use parking_lot::{Mutex, RwLock};
+use crate::sync::Instant;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::{Mutex, RwLock};
 use slot::{Counted, Row, Table, wall_ns};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Repairs of one block exclude each other; different blocks rarely meet.
 const REPAIR_TURNS: usize = 16;
@@ -308,7 +309,7 @@ impl Mirror {
         while rows.iter().any(|(_, backing)| !backing.is_closed() && backing_may_close(backing))
             && Instant::now() < until
         {
-            std::thread::sleep(Duration::from_millis(1));
+            crate::sync::thread::sleep(Duration::from_millis(1));
         }
         rows.into_iter().filter(|(_, backing)| !backing.is_closed()).map(|(path, _)| path).collect()
     }
@@ -390,7 +391,7 @@ impl Mirror {
         self.table.read().latched.clone().map_or(Ok(()), |cause| Err(DiskError::NoReplica(cause)))
     }
 
-    fn count(&self, replica: usize, counter: fn(&Counted) -> &std::sync::atomic::AtomicU64) {
+    fn count(&self, replica: usize, counter: fn(&Counted) -> &crate::sync::atomic::AtomicU64) {
         counter(&self.counted[replica]).fetch_add(1, Ordering::Relaxed);
     }
 

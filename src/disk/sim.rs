@@ -18,12 +18,12 @@ pub use random::Random;
 
 use super::backing::{Answer, Backing, BackingFacts, BackingKind, Done, Op, Ticket, request};
 use crate::format::{Addr, BLOCK};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use medium::Medium;
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes of one block.
 pub type Block = [u8; BLOCK];

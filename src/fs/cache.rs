@@ -10,10 +10,10 @@
 //! *Not here*: what the attributes mean.
 
 use crate::format::Inode;
-use parking_lot::Mutex;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering, Ordering::Relaxed, fence};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, Ordering::Relaxed, fence};
 
 /// Entries kept although nobody uses them.
 pub const ENTRIES_MAX: usize = 65_536;

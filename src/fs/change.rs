@@ -17,7 +17,7 @@ use crate::disk::buffer::Slice;
 use crate::format::item::Time;
 use crate::format::{Inode, ItemKind, Key, ORPHANS};
 use crate::store::Need;
-use parking_lot::MutexGuard;
+use crate::sync::MutexGuard;
 use std::sync::Arc;
 
 /// A transaction being filled, with the attributes of the inodes that it changes.

@@ -16,8 +16,8 @@ use super::{Filesystem, FsError, PIECE, S_IFLNK, S_IFMT};
 use crate::disk::buffer::Slice;
 use crate::format::{BLOCK, FILE_SIZE_MAX, Inode, require};
 use crate::store::{Need, StoreError};
+use crate::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 /// Most bytes that one call copies.
 const COPY_MAX: u64 = 8 << 20;

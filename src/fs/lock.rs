@@ -26,10 +26,11 @@
 //! *Fails when*: never; it waits. *Order*: Rename < Alive < Name < Inode, then by number; attribute mutexes come
 //! after all of them. *Not here*: which keys an operation needs (the operations).
 
-use parking_lot::{Condvar, Mutex};
+use crate::sync::RandomState;
+use crate::sync::{Condvar, Mutex};
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::marker::PhantomData;
 
 /// What a lock protects. The derived order is the order of taking.
@@ -78,7 +79,7 @@ pub struct LockManager {
 
 const SHARDS: usize = 64;
 
-thread_local! {
+crate::sync::thread_local! {
     static HOLDS: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -216,7 +217,7 @@ impl Drop for Held<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+    use crate::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
     #[test]
     fn the_strongest_mode_wins_and_nothing_is_left() {
@@ -237,7 +238,7 @@ mod tests {
     fn exclusive_excludes_and_opposite_orders_do_not_deadlock() {
         let manager = LockManager::default();
         let (inside, total) = (AtomicU64::new(0), AtomicU64::new(0));
-        std::thread::scope(|scope| {
+        crate::sync::thread::scope(|scope| {
             for thread in 0..4_u64 {
                 let (manager, inside, total) = (&manager, &inside, &total);
                 scope.spawn(move || {
@@ -264,7 +265,7 @@ mod tests {
     fn shared_holders_meet() {
         let manager = LockManager::default();
         let barrier = std::sync::Barrier::new(3);
-        std::thread::scope(|scope| {
+        crate::sync::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {
                     let _held = manager.acquire(&[(LockKey::Alive(1), Mode::Shared)]);

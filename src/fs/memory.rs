@@ -10,11 +10,11 @@ use crate::disk::buffer::{Buf, Slice};
 use crate::format::item::Time;
 use crate::format::{BLOCK, FIRST_INO, Key};
 use crate::store::{Need, SpaceInfo, StoreError, Value};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use crate::world::{Seeded, World};
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 #[derive(Default, Clone)]
 struct Content {

@@ -12,7 +12,7 @@ use super::lock::{LockKey, Mode};
 use super::{Filesystem, FsError};
 use crate::format::{ItemKind, Key, ORPHANS};
 use crate::store::{Need, StoreError};
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use std::collections::{HashMap, VecDeque};
 
 /// Extents removed in one transaction.

@@ -305,7 +305,7 @@ impl Driver {
                 assert!(out == file[from..to], "{op:?} gave wrong bytes");
             }
             Op::Fsync { ino } => {
-                let (sender, receiver) = std::sync::mpsc::channel();
+                let (sender, receiver) = crate::sync::mpsc::channel();
                 self.filesystem.fsync(*ino, false, Box::new(move |outcome| drop(sender.send(outcome))));
                 receiver.recv().expect("without threads the answer comes at once")?;
             }

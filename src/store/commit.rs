@@ -29,9 +29,9 @@ use crate::format::dead::{self, DEAD_MAX, Run};
 use crate::format::geometry::ROOT_SLOTS;
 use crate::format::root::{DEAD_LISTS_MAX, DeadHead};
 use crate::format::{Addr, BlockPtr, Root, Txg, Uuid};
-use parking_lot::MutexGuard;
+use crate::sync::MutexGuard;
+use crate::sync::atomic::Ordering;
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 /// Blocks of nodes that wait before they are written: 4 MiB.

@@ -19,10 +19,10 @@ use super::Value;
 use super::space::Span;
 use crate::disk::buffer::Slice;
 use crate::format::{Addr, Key, Root, Txg};
-use parking_lot::Mutex;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 const SHARDS: usize = 16;
 /// What an item costs beside its value: key, map node, reference counts.

@@ -7,11 +7,12 @@
 
 use super::commit::Force;
 use super::{Store, StoreError};
-use parking_lot::{Condvar, Mutex};
+use crate::sync::Instant;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::thread::JoinHandle;
+use crate::sync::{Condvar, Mutex};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 #[derive(Default)]
 struct Wanted {
@@ -108,7 +109,7 @@ impl Engine {
                     last = Instant::now();
                 }
                 if result.is_err() {
-                    std::thread::sleep(Duration::from_millis(100));
+                    crate::sync::thread::sleep(Duration::from_millis(100));
                 }
             }
         })?;
@@ -132,7 +133,7 @@ impl Engine {
 
     fn spawn(&mut self, name: &str, work: impl FnOnce(&Store) + Send + 'static) -> Result<(), StoreError> {
         let store = self.store.clone();
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let thread = crate::sync::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let worked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(&store)));
             if worked.is_err() {
                 // Those who wait for this thread must hear of it.

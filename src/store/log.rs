@@ -24,7 +24,7 @@ use crate::disk::buffer::{Buf, Slice};
 use crate::format::item::{INODE, Inode};
 use crate::format::log::{Entry, RecordHead, blocks_for, encode};
 use crate::format::{BLOCK, ItemKind, Key, Txg};
-use parking_lot::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard};
 use std::collections::{BTreeSet, VecDeque};
 
 /// Pages of one file that go into the record itself; more are written to their place first.
@@ -200,7 +200,7 @@ impl Store {
 
     /// As [`Store::fsync`], waiting.
     pub fn fsync_wait(&self, ino: u64) -> Result<(), StoreError> {
-        let (sender, receiver) = std::sync::mpsc::channel();
+        let (sender, receiver) = crate::sync::mpsc::channel();
         self.fsync(ino, Box::new(move |result| drop(sender.send(result))));
         receiver.recv().unwrap_or_else(|_| Err(StoreError::Failed("the log has stopped".into())))
     }

@@ -9,7 +9,7 @@ use super::delta::Group;
 use super::space::{Class, Span};
 use super::{Store, StoreError, add_signed};
 use crate::disk::buffer::Slice;
-use parking_lot::MutexGuard;
+use crate::sync::MutexGuard;
 
 /// Blocks in one batch: 8 MiB.
 const BATCH: usize = 2048;
@@ -105,7 +105,7 @@ impl Store {
             return Ok(0);
         }
         let placed = self.place_files(&held, &group, &inos, &|_, _| false)?;
-        if group.placed.load(std::sync::atomic::Ordering::Relaxed) > self.options.placed_max {
+        if group.placed.load(crate::sync::atomic::Ordering::Relaxed) > self.options.placed_max {
             self.engine.want_commit();
         }
         Ok(placed)

@@ -21,10 +21,11 @@ use crate::disk::{Mirror, ReplicaName};
 use crate::format::geometry::ROOT_SLOTS;
 use crate::format::log::{self, Entry, RecordHead};
 use crate::format::{BLOCK, Geometry, ItemKind, Key, Label, MemberState, Root, VolumeSeed};
+use crate::sync::Instant;
+use crate::sync::atomic::Ordering;
 use crate::world::World;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Groups by which a replica in sync can lag behind another: a crash while the root of a group was being written.
 const LAG_MAX: u64 = 1;

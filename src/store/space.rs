@@ -27,7 +27,7 @@ use crate::disk::{DiskError, Mirror};
 use crate::format::geometry::{SPACE_FANOUT, ZONE_UNITS};
 use crate::format::space::{Bitmap, SpaceEntry, encode_node};
 use crate::format::{Addr, Geometry, Root, Txg, Uuid, VolumeSeed};
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use std::collections::{BTreeSet, HashMap};
 
 mod reading;

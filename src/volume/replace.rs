@@ -27,12 +27,13 @@ use crate::store::commit::Force;
 use crate::store::walk::fixed::FixedProof;
 use crate::store::walk::{Part, Piece, Sink};
 use crate::store::{Store, StoreError, check};
+use crate::sync::Instant;
+use crate::sync::atomic::{AtomicUsize, Ordering};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 mod place;
 
@@ -474,7 +475,7 @@ impl Sink for Resync<'_> {
         };
         let done = match self.copiers.min(pieces.len()) {
             0 | 1 => run(),
-            threads => std::thread::scope(|scope| {
+            threads => crate::sync::thread::scope(|scope| {
                 let threads: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
                 threads.into_iter().flat_map(|t| t.join().expect("a copy does not panic")).collect()
             }),

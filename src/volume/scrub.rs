@@ -16,10 +16,11 @@ use crate::format::Addr;
 use crate::store::walk::fixed::FixedProof;
 use crate::store::walk::{Part, Piece, Sink};
 use crate::store::{Store, StoreError, check};
+use crate::sync::Instant;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Lines about what was lost that a report holds; the rest is counted.
 const LINES_MAX: usize = 100;
@@ -269,7 +270,7 @@ impl Sink for Scrub<'_> {
         let proofs: Vec<Vec<Vec<Proof>>> = if count < PARALLEL_MIN {
             self.targets.iter().map(|r| prove(*r)).collect()
         } else {
-            std::thread::scope(|scope| {
+            crate::sync::thread::scope(|scope| {
                 let threads: Vec<_> = self.targets.iter().map(|r| scope.spawn(|| prove(*r))).collect();
                 threads.into_iter().map(|thread| thread.join().expect("a proof does not panic")).collect()
             })
@@ -343,7 +344,7 @@ impl Pace {
     pub(super) fn yield_to_others(&mut self, store: &Store) {
         let requests = Pace::requests(store);
         if requests > self.requests + 8 {
-            std::thread::sleep((self.since.elapsed() / 2).min(YIELD_MAX));
+            crate::sync::thread::sleep((self.since.elapsed() / 2).min(YIELD_MAX));
         }
         *self = Pace { requests: Pace::requests(store), since: Instant::now() };
     }

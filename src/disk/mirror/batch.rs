@@ -10,9 +10,10 @@
 
 use super::{Lane, Leaving, Mirror, ReplicaState};
 use crate::disk::backing::{Bell, Done, Op, Ticket};
+use crate::sync::Instant;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Requests outstanding on one replica for one batch: enough to keep a disk busy, few enough that a small urgent
 /// request behind them waits for 8 MiB at most.
@@ -169,7 +170,7 @@ impl Mirror {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, text));
             }
             if ticket.is_frozen() {
-                std::thread::sleep(POLL);
+                crate::sync::thread::sleep(POLL);
             }
         }
     }

@@ -13,9 +13,10 @@ use crate::disk::DiskError;
 use crate::disk::backing::{Bell, Done, Op, Ticket};
 use crate::disk::buffer::Buf;
 use crate::format::{Addr, BLOCK};
+use crate::sync::Instant;
+use crate::sync::atomic::Ordering;
 use std::io;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// From this length on a read is shared out among the replicas.
 const SPLIT_BLOCKS_MIN: usize = 64;

@@ -6,8 +6,8 @@
 
 use crate::disk::ReplicaName;
 use crate::disk::backing::{Backing, BackingKind, Facts};
+use crate::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Where a replica stands.

@@ -316,12 +316,12 @@ fn a_hung_repair_or_proof_is_the_replicas_fault_only_if_a_twin_answers() {
 
 /// Run `work` on another thread; `meanwhile` runs once all disks hang.
 fn hung(rig: &Rig, work: impl FnOnce(&Rig) + Send, meanwhile: impl FnOnce(&Rig)) {
-    std::thread::scope(|scope| {
+    crate::sync::thread::scope(|scope| {
         let worker = scope.spawn(|| work(rig));
         while rig.disks.iter().any(|disk| disk.in_flight() == 0) {
-            std::thread::yield_now();
+            crate::sync::thread::yield_now();
         }
-        std::thread::sleep(Duration::from_millis(5));
+        crate::sync::thread::sleep(Duration::from_millis(5));
         assert!(!worker.is_finished(), "nobody is timed out while all hang");
         meanwhile(rig);
     });
@@ -395,9 +395,9 @@ fn silence_is_waited_for_by_the_clock_and_only_when_a_twin_answered() {
     // All silent for many deadlines: nobody misses.
     let replicas: Vec<(_, Arc<dyn Backing>, _)> = vec![(name(0), other.clone(), true)];
     let mirror = Mirror::new(seed, geometry(), replicas, Duration::from_millis(1));
-    std::thread::scope(|scope| {
+    crate::sync::thread::scope(|scope| {
         let worker = scope.spawn(|| mirror.write(write()));
-        std::thread::sleep(Duration::from_millis(30));
+        crate::sync::thread::sleep(Duration::from_millis(30));
         assert!(!worker.is_finished());
         other.held.lock().pop().unwrap().1.give(Ok(crate::disk::Done::Nothing));
         worker.join().unwrap().unwrap();
@@ -559,7 +559,7 @@ fn concurrent_readers_of_damaged_blocks_repair_each_once() {
     let sums = rig.put(AT, 1000, 1);
     (0..1000).for_each(|i| rig.disks[0].rot(AT + i, 1));
     let start = std::sync::Barrier::new(4);
-    std::thread::scope(|scope| {
+    crate::sync::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 start.wait();

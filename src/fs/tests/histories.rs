@@ -251,7 +251,7 @@ impl History {
             return (Ok(()), outcome);
         }
         let ino = *self.random.pick(&files);
-        let (sender, receiver) = std::sync::mpsc::channel();
+        let (sender, receiver) = crate::sync::mpsc::channel();
         self.fs.fsync(ino, false, Box::new(move |outcome| drop(sender.send(outcome))));
         if let Some(real) = &self.rig.real {
             real.log_step();
@@ -392,7 +392,7 @@ fn threads_leave_a_sound_tree() {
         let engine = rig.real.as_ref().map(|real| Engine::start(real, Duration::from_millis(3)).unwrap());
         let dirs: Vec<u64> =
             (0..3).map(|i| fs.mkdir(ROOT_INO, format!("dir {i}").as_bytes(), 0o755, &USER).unwrap().ino).collect();
-        std::thread::scope(|scope| {
+        crate::sync::thread::scope(|scope| {
             for thread in 0..4 {
                 let (fs, dirs) = (&fs, &dirs);
                 let mut random = Random::new(seed as u64 * 10 + thread);
@@ -453,7 +453,7 @@ fn reads_are_whole_and_counts_add_up() {
     let ino = fs.mknod(ROOT_INO, b"file", S_IFREG | 0o644, 0, &USER).unwrap().ino;
     fs.write(ino, 100, &[0; 9000], false, false).unwrap();
     let engine = Engine::start(rig.real.as_ref().unwrap(), Duration::from_millis(2)).unwrap();
-    std::thread::scope(|scope| {
+    crate::sync::thread::scope(|scope| {
         for thread in 0..2_u8 {
             let fs = &fs;
             scope.spawn(move || {

@@ -491,7 +491,7 @@ fn a_failed_fsync_keeps_failing() {
     let ino = file(&fs, b"f", b"");
     let other = file(&fs, b"g", b"");
     let sync = |ino| {
-        let (sender, receiver) = std::sync::mpsc::channel();
+        let (sender, receiver) = crate::sync::mpsc::channel();
         fs.fsync(ino, false, Box::new(move |outcome| sender.send(outcome).unwrap()));
         receiver.recv().unwrap()
     };

@@ -14,7 +14,7 @@ use crate::format::space::BITS;
 use crate::format::{Addr, BlockPtr, Corrupt, Geometry, Key, Uuid};
 use crate::store::StoreError;
 use crate::store::tree::{CachedNode, NodeStore};
-use parking_lot::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -205,7 +205,7 @@ impl<'a> Tracker<'a> {
             stretches.iter().map(|(addr, sums)| self.source.prove(replica, *addr, sums, false)).collect()
         };
         let answers: Vec<Vec<Vec<Proof>>> = if self.options.parallel {
-            std::thread::scope(|scope| {
+            crate::sync::thread::scope(|scope| {
                 let threads: Vec<_> = self.replicas.iter().map(|replica| scope.spawn(|| ask(*replica))).collect();
                 threads.into_iter().map(|t| t.join().unwrap_or_else(|e| std::panic::resume_unwind(e))).collect()
             })

@@ -10,7 +10,7 @@ use crate::format::item::Dirent;
 use crate::format::{Addr, BlockPtr, Inode, ItemKind, Key, ROOT_INO, Uuid, node};
 use crate::store::StoreError;
 use crate::store::tree::{self, CachedNode, Cursor, NodeStore};
-use parking_lot::Mutex;
+use crate::sync::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
 

@@ -11,8 +11,8 @@ use crate::format::{Addr, FIRST_INO, Geometry, ItemKind, Label, ORPHANS, ROOT_IN
 use crate::store::recover::{OpenStore, Present, examine, open};
 use crate::store::space::{Class, Span, all_backed, pristine_top};
 use crate::store::{Need, Store, StoreError, StoreOptions};
+use crate::sync::Mutex;
 use crate::world::Seeded;
-use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;

@@ -4,8 +4,8 @@
 use super::*;
 use crate::format::node::{encode_inner, encode_leaf};
 use crate::format::{BLOCK, ItemKind, VolumeSeed, node};
+use crate::sync::Mutex;
 use crate::world::{Seeded, World};
-use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 const VOLUME: Uuid = Uuid([3; 16]);
