@@ -20,7 +20,7 @@ use super::scrub::{Pace, blocks_in_use};
 use crate::control::Progress;
 use crate::disk::backing::{Backing, BackingKind, Done, Op};
 use crate::disk::buffer::{Buf, Slice};
-use crate::disk::{DiskError, Mirror, Proof, ReplicaName, ReplicaState};
+use crate::disk::{DiskError, Mirror, Proof, ReplicaHealth, ReplicaName, ReplicaState};
 use crate::format::geometry::SPACE_AT;
 use crate::format::{Addr, BLOCK, Geometry, Root};
 use crate::store::commit::Force;
@@ -82,6 +82,21 @@ pub(crate) enum Place {
 
 fn refused(text: String) -> StoreError {
     StoreError::Refused(text)
+}
+
+/// Whether the very disk of `old`, which is out, may be brought back: not while old requests to it may still land (invariant 6).
+///
+/// # Errors
+/// [`StoreError::Refused`]: some have not come back.
+pub(crate) fn nothing_hangs(old: &ReplicaHealth) -> Result<(), StoreError> {
+    if old.in_flight == 0 {
+        return Ok(());
+    }
+    Err(refused(format!(
+        "{}: {} requests to it have not come back; what hangs there could still overwrite what is copied now. \
+         Wait until the disk answers or is gone, or choose another place",
+        old.name.path, old.in_flight
+    )))
 }
 
 /// One request to a backing that is no replica yet.
