@@ -13,13 +13,17 @@
 //! | `judge` | what may be found after a crash |
 //! | `fault` | histories with a faulty disk |
 //! | `pinned` | what a reader holds stays whole |
+//! | `copies` | correct copies of each block |
+//! | `small` | small worlds, exhaustively |
 
+pub mod copies;
 pub mod driver;
 pub mod fault;
 pub mod generate;
 pub mod judge;
 pub mod model;
 pub mod pinned;
+pub mod small;
 
 use crate::disk::backing::Backing;
 use crate::disk::sim::{CrashPlan, Image, Random, SimDisk, World as Power};

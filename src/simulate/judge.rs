@@ -38,6 +38,10 @@ impl Known {
     pub fn take(driver: Driver) -> Known {
         Known { states: driver.states, floor: driver.floor, durable: driver.durable }
     }
+    /// What was known when there were these states, and this was acknowledged.
+    pub fn at(states: &[State], floor: usize, durable: &BTreeMap<u64, usize>) -> Known {
+        Known { states: states.to_vec(), floor, durable: durable.clone() }
+    }
     /// Whether anything was acknowledged as durable.
     pub fn acknowledged(&self) -> bool {
         self.floor > 0

@@ -183,6 +183,9 @@ fn judge(present: &[Present], root: Root, slot: usize) -> Choice {
     let mut behind = Vec::new();
     let mut slots: [Option<u64>; ROOT_SLOTS] = [None; ROOT_SLOTS];
     let mut missing = 0;
+    // Slots of roots that a replica in sync may have as its newest.
+    let roots = present.iter().flat_map(|p| &p.found.roots);
+    let recent: Vec<usize> = roots.filter(|(_, r)| r.txg + LAG_MAX >= root.txg).map(|(slot, _)| *slot).collect();
     for member in &root.members {
         let at = present.iter().position(|p| p.found.label.replica == member.replica);
         let Some(index) = at else {
@@ -193,8 +196,8 @@ fn judge(present: &[Present], root: Root, slot: usize) -> Choice {
         let replica = &present[index];
         let newest = replica.found.roots.first().map_or(0, |(_, r)| r.version);
         let newest_txg = replica.found.roots.first().map_or(0, |(_, r)| r.txg);
-        // Where its copy of the newest root is damaged, what it lacks is that block, not the groups before.
-        let is_old = newest_txg + LAG_MAX < root.txg && !replica.found.damaged.contains(&slot);
+        // Where its copy of a root that would do is damaged, what it lacks is that block, not the groups before.
+        let is_old = newest_txg + LAG_MAX < root.txg && !recent.iter().any(|s| replica.found.damaged.contains(s));
         let why = match member.state {
             MemberState::Out => Some(format!("it was left behind at root {}", member.since_version)),
             MemberState::Returning => Some("its return was not finished".to_owned()),

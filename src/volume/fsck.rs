@@ -150,7 +150,7 @@ fn run(
     Ok((report, behind))
 }
 
-fn is_healed(finding: &check::Finding) -> bool {
+pub(crate) fn is_healed(finding: &check::Finding) -> bool {
     matches!(finding, check::Finding::Block { outcome: check::Outcome::Healed(_), .. })
 }
 
@@ -166,7 +166,7 @@ fn note_first(report: &mut FsckReport, first: &Report) {
     }
 }
 
-fn look(store: &Store, options: &FsckOptions, heal: bool, what: &str, progress: FsckProgress<'_>) -> Report {
+pub(crate) fn look(store: &Store, options: &FsckOptions, heal: bool, what: &str, progress: FsckProgress<'_>) -> Report {
     let source = StoreSource::new(store);
     let options = CheckOptions { data: !options.quick, heal, ..CheckOptions::default() };
     let mut tell = |at: check::Progress| {
@@ -177,7 +177,7 @@ fn look(store: &Store, options: &FsckOptions, heal: bool, what: &str, progress: 
 }
 
 /// Put right what `first` found; returns what the last look found.
-fn repair(
+pub(crate) fn repair(
     store: &Store,
     first: Report,
     options: &FsckOptions,

@@ -1,7 +1,8 @@
 //! Scrub: prove every reachable block on every replica in sync, from the medium, and heal what is not there.
 //!
 //! *Guarantees*: each damaged copy is counted once as detected, and then as healed, or as lost with the path of its
-//! file. Nothing is written but proven bytes over copies that did not prove themselves (invariant 8).
+//! file. Nothing is written but proven bytes over copies that did not prove themselves (invariant 8). What was healed is
+//! durable when the report is given.
 //! *Assumes*: replicas that go out meanwhile are not proven any further, and the report says so.
 //! *Fails when*: never for damage; it is refused while other long work runs.
 //! *Order*: labels, roots, log; then the walk (`store::walk`); paths of what was lost come last, because looking them up
@@ -167,6 +168,11 @@ pub fn run(store: &Store, progress: &mut dyn FnMut(&Progress) -> bool) -> ScrubR
         pace: Pace::new(store),
     };
     let ended = scrub.everything();
+    if scrub.sum().healed > 0
+        && let Err(error) = store.mirror().flush()
+    {
+        scrub.notes.push(format!("what was healed may not be durable: {error}"));
+    }
     let mut report = scrub.report(ended.is_continue());
     report.summary = report.to_string();
     report

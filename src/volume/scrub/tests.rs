@@ -259,3 +259,21 @@ fn an_extent_that_is_cut_behind_the_cursor_is_not_missed() {
         assert!(missed.is_empty(), "leading {leading}: {} of {} were missed", missed.len(), after.len());
     }
 }
+
+/// Found by `tests/exhaustive.rs`, case `nth:1:0:LostWrite@35`: the report said healed, and a power cut brought the
+/// damage back.
+#[test]
+fn what_a_scrub_healed_survives_a_power_cut() {
+    let mut rig = Rig::new(12, 2);
+    let (store, _) = rig.open(false).unwrap();
+    write(&store, 20, 0, 9, 1).unwrap();
+    store.commit(Force::Always).unwrap();
+    let census = census(&store);
+    let data: Vec<Addr> = census.blocks.iter().filter(|(_, part)| **part == Part::Data).map(|(a, _)| *a).collect();
+    data.iter().for_each(|addr| rig.disks[1].junk(*addr));
+    assert_eq!(scrub(&store).healed, data.len() as u64);
+    drop(store);
+    rig.crash(crate::disk::sim::CrashPlan::DropAll);
+    let (store, _) = rig.open(false).unwrap();
+    assert_eq!(scrub(&store).detected, 0);
+}
