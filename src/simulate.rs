@@ -12,6 +12,7 @@
 //! | `driver` | both side by side |
 //! | `judge` | what may be found after a crash |
 //! | `fault` | histories with a faulty disk |
+//! | `life` | all of it in one history: the ordinary weights |
 //! | `pinned` | what a reader holds stays whole |
 //! | `copies` | correct copies of each block |
 //! | `small` | small worlds, exhaustively |
@@ -21,12 +22,13 @@ pub mod driver;
 pub mod fault;
 pub mod generate;
 pub mod judge;
+pub mod life;
 pub mod model;
 pub mod pinned;
 pub mod small;
 
 use crate::disk::backing::Backing;
-use crate::disk::sim::{CrashPlan, Image, Random, SimDisk, World as Power};
+use crate::disk::sim::{CrashPlan, Image, Random, SimDisk, Space, World as Power};
 use crate::format::Geometry;
 use crate::format::item::Time;
 use crate::fs::Filesystem;
@@ -37,6 +39,7 @@ use crate::store::recover::{OpenStore, Present, Report, examine, open};
 use crate::store::{Store, StoreError, StoreOptions};
 use crate::world::Seeded;
 use driver::Driver;
+use generate::Weights;
 use judge::Known;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -58,8 +61,8 @@ pub struct Setup {
     pub replicas: usize,
     /// Whether space below is allocated as it is needed.
     pub grows: bool,
-    /// Whether its histories fill it.
-    pub greedy: bool,
+    /// What is done with it.
+    pub weights: Weights,
     /// How the store behaves.
     pub store: StoreOptions,
 }
@@ -79,7 +82,16 @@ impl Setup {
             cache_nodes: *random.pick(&[8, 64, 512]),
             window: random.range(1, 5),
         };
-        Setup { blocks, zone_blocks, replicas: 2, grows: random.below(2) == 0, greedy: random.below(3) == 0, store }
+        let greedy = random.below(3) == 0;
+        let weights = if random.below(2) == 0 { Weights::usual(greedy) } else { Weights::draw(random, greedy) };
+        Setup { blocks, zone_blocks, replicas: 2, grows: random.below(2) == 0, weights, store }
+    }
+}
+
+impl Setup {
+    /// How the disks are divided.
+    pub fn geometry(&self) -> Geometry {
+        Geometry::new(self.blocks, self.zone_blocks, 64).expect("a possible geometry")
     }
 }
 
@@ -96,66 +108,79 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// What a run did.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Tally {
-    /// Histories run.
-    pub histories: u64,
-    /// Operations.
-    pub operations: u64,
-    /// Power cuts.
-    pub cuts: u64,
-    /// Of these, during recovery.
-    pub cuts_in_recovery: u64,
-    /// Log records replayed.
-    pub replayed: u64,
-    /// Operations that found no room.
-    pub no_space: u64,
-    /// Writes and flushes.
-    pub requests: u64,
-    /// Faults that struck.
-    pub faults: u64,
-    /// Blocks that were healed, by reading and by scrub.
-    pub healed: u64,
+macro_rules! tally {
+    ($($(#[$doc:meta])* $field:ident: $name:literal,)*) => {
+        /// What a run did.
+        #[derive(Debug, Clone, Copy, Default, serde::Serialize)]
+        pub struct Tally {
+            $($(#[$doc])* pub $field: u64,)*
+        }
+
+        impl Tally {
+            /// Both together.
+            pub fn add(&mut self, other: &Tally) {
+                $(self.$field += other.$field;)*
+            }
+            /// What is not zero, in words.
+            fn words(&self) -> Vec<String> {
+                let all = [$((self.$field, $name)),*];
+                all.iter().filter(|(count, _)| *count > 0).map(|(count, name)| format!("{count} {name}")).collect()
+            }
+        }
+    };
 }
 
-impl Tally {
-    /// Both together.
-    pub fn add(&mut self, other: &Tally) {
-        self.histories += other.histories;
-        self.operations += other.operations;
-        self.cuts += other.cuts;
-        self.cuts_in_recovery += other.cuts_in_recovery;
-        self.replayed += other.replayed;
-        self.no_space += other.no_space;
-        self.requests += other.requests;
-        self.faults += other.faults;
-        self.healed += other.healed;
-    }
+tally! {
+    /// Histories run.
+    histories: "histories",
+    /// Operations.
+    operations: "operations",
+    /// Power cuts.
+    cuts: "power cuts",
+    /// Power cuts during recovery.
+    cuts_in_recovery: "power cuts in recovery",
+    /// Daemons killed.
+    kills: "kills",
+    /// Clean unmounts.
+    remounts: "clean remounts",
+    /// Mounts of one disk alone.
+    degraded: "degraded mounts",
+    /// Mounts that were refused because a disk had failed.
+    refused: "mounts refused",
+    /// Replaces begun.
+    replaces: "replaces",
+    /// Scrubs.
+    scrubs: "scrubs",
+    /// Offline checks.
+    fscks: "fscks",
+    /// Disks that came back with old content.
+    stale: "disks back with old content",
+    /// Volumes that were written apart.
+    forks: "forks",
+    /// Requests that landed after their deadline.
+    late: "late requests",
+    /// Log records replayed.
+    replayed: "log records replayed",
+    /// Operations that found no room.
+    no_space: "operations without room",
+    /// Writes and flushes: the points where the power can fail.
+    requests: "writes and flushes",
+    /// Faults that struck.
+    faults: "faults",
+    /// Blocks that were healed, by reading and by scrub.
+    healed: "blocks healed",
 }
 
 impl std::fmt::Display for Tally {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{} histories, {} operations, {} power cuts (and {} during recovery), {} log records replayed, {} operations without room, {} writes and flushes, {} faults, {} blocks healed",
-            self.histories,
-            self.operations,
-            self.cuts,
-            self.cuts_in_recovery,
-            self.replayed,
-            self.no_space,
-            self.requests,
-            self.faults,
-            self.healed
-        )
+        f.write_str(&self.words().join(", "))
     }
 }
 
-type Formatted = Mutex<HashMap<(u64, u32, usize, bool), Vec<Image>>>;
+type Formatted = Mutex<HashMap<(u64, u32, usize, bool), Vec<(Image, Space)>>>;
 
-/// Images of an empty volume; made once for each shape.
-fn formatted(setup: &Setup) -> Vec<Image> {
+/// Disks of an empty volume; made once for each shape.
+fn formatted(setup: &Setup) -> Vec<(Image, Space)> {
     static MADE: OnceLock<Formatted> = OnceLock::new();
     let mut made = MADE.get_or_init(Formatted::default).lock();
     let key = (setup.blocks, setup.zone_blocks, setup.replicas, setup.grows);
@@ -163,14 +188,14 @@ fn formatted(setup: &Setup) -> Vec<Image> {
         let power = Power::new(1);
         let disks: Vec<Arc<SimDisk>> = (0..setup.replicas).map(|_| power.disk(setup.blocks)).collect();
         let wanted = CreateStore {
-            geometry: Geometry::new(setup.blocks, setup.zone_blocks, 64).expect("a possible geometry"),
+            geometry: setup.geometry(),
             name: "simulated".into(),
             grows: setup.grows,
             root_items: Filesystem::root_items(Time::default(), 0, 0),
             deadline: DEADLINE,
         };
         create(backings(&disks), wanted, Arc::new(Seeded::new(1))).expect("simulated disks without faults");
-        disks.iter().map(|disk| disk.snapshot()).collect()
+        disks.iter().map(|disk| (disk.snapshot(), disk.space())).collect()
     };
     made.entry(key).or_insert_with(make).clone()
 }
@@ -205,9 +230,21 @@ impl Bench {
     /// The world of `seed`, with an empty volume as `setup` says.
     pub fn with(seed: u64, setup: Setup, random: Random) -> Bench {
         let power = Power::new(seed);
-        let disks = formatted(&setup).into_iter().map(|image| power.disk_from(setup.blocks, image)).collect();
+        let disks = formatted(&setup)
+            .into_iter()
+            .map(|(image, space)| {
+                let disk = power.disk_from(setup.blocks, image);
+                disk.set_space(space);
+                disk
+            })
+            .collect();
         let tally = Tally { histories: 1, ..Tally::default() };
         Bench { power, disks, setup, random, clock: Arc::new(Seeded::new(seed)), tally }
+    }
+
+    /// The clock of this world.
+    pub fn clock(&self) -> Arc<Seeded> {
+        self.clock.clone()
     }
 
     /// Open the volume on the disks numbered `which`.
@@ -249,7 +286,19 @@ impl Bench {
     /// Filesystem and model disagree.
     pub fn run(&mut self, driver: &mut Driver, count: usize) -> Result<(), String> {
         let before = (driver.log.len(), driver.no_space);
-        let outcome = driver.run(&mut self.random, count, self.setup.greedy);
+        let outcome = driver.run(&mut self.random, count, &self.setup.weights);
+        self.tally.operations += (driver.log.len() - before.0) as u64;
+        self.tally.no_space += (driver.no_space - before.1) as u64;
+        outcome
+    }
+
+    /// As `run`, but everything is compared only now and then.
+    ///
+    /// # Errors
+    /// Filesystem and model disagree.
+    pub fn run_on(&mut self, driver: &mut Driver, count: usize) -> Result<(), String> {
+        let before = (driver.log.len(), driver.no_space);
+        let outcome = driver.go(&mut self.random, count, &self.setup.weights);
         self.tally.operations += (driver.log.len() - before.0) as u64;
         self.tally.no_space += (driver.no_space - before.1) as u64;
         outcome

@@ -21,7 +21,7 @@ use crate::format::{Addr, BLOCK};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use medium::Medium;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
 
@@ -30,6 +30,9 @@ pub type Block = [u8; BLOCK];
 /// Content of a disk; blocks that are not in it are zero. Cloning costs nothing.
 pub type Image = Arc<HashMap<Addr, Arc<Block>>>;
 
+/// Chunks of a disk to which the filesystem below has given space.
+pub type Space = BTreeSet<u64>;
+
 /// What a power cut does to writes that no flush covered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CrashPlan {
@@ -37,6 +40,8 @@ pub enum CrashPlan {
     KeepAll,
     /// None survives.
     DropAll,
+    /// Each is lost with a chance of 80 to 100 %, else as `Random`.
+    Lossy,
     /// By the seed: any subset, half of the times in any order, some torn at 512 bytes.
     Random,
 }
@@ -81,6 +86,7 @@ pub struct SimDisk {
     shared: Arc<Shared>,
     boot: u64,
     closed: AtomicBool,
+    read_only: bool,
 }
 
 enum Step {
@@ -117,9 +123,32 @@ impl World {
         self.handle(shared)
     }
 
+    /// A fresh handle of the disk that was made as number `index`.
+    pub fn disk_at(&self, index: usize) -> Arc<SimDisk> {
+        let shared = self.0.disks.lock()[index].clone();
+        self.handle(shared)
+    }
+
+    /// As `disk_at`, opened for reading only.
+    pub fn disk_to_read(&self, index: usize) -> Arc<SimDisk> {
+        let shared = self.0.disks.lock()[index].clone();
+        let boot = self.0.power.lock().boot;
+        Arc::new(SimDisk { world: self.clone(), shared, boot, closed: AtomicBool::new(false), read_only: true })
+    }
+
+    /// Another empty disk; returns its number.
+    pub fn add(&self, blocks: u64) -> usize {
+        self.disk(blocks).shared.index
+    }
+
+    /// Faults that struck, on all disks together.
+    pub fn faults(&self) -> u64 {
+        self.0.disks.lock().iter().map(|disk| disk.medium.lock().counters.faults).sum()
+    }
+
     fn handle(&self, shared: Arc<Shared>) -> Arc<SimDisk> {
         let boot = self.0.power.lock().boot;
-        Arc::new(SimDisk { world: self.clone(), shared, boot, closed: AtomicBool::new(false) })
+        Arc::new(SimDisk { world: self.clone(), shared, boot, closed: AtomicBool::new(false), read_only: false })
     }
 
     /// Writes and flushes that the world has seen.
@@ -198,6 +227,16 @@ impl SimDisk {
         self.shared.medium.lock().blocks
     }
 
+    /// Chunks that have space below.
+    pub fn space(&self) -> Space {
+        self.shared.medium.lock().allocated.clone()
+    }
+
+    /// These chunks have space below.
+    pub fn set_space(&self, space: Space) {
+        self.shared.medium.lock().allocated = space;
+    }
+
     /// Change its faults.
     pub fn faults(&self, change: impl FnOnce(&mut Faults)) {
         change(&mut self.shared.medium.lock().faults);
@@ -236,6 +275,11 @@ impl SimDisk {
         medium.pending.clear();
         medium.latest.clear();
         medium.previous.clear();
+    }
+
+    /// What is pending becomes durable, although nobody asked for it.
+    pub fn drain(&self) {
+        self.shared.medium.lock().flush();
     }
 
     /// Addresses that were ever written, in order.
@@ -313,6 +357,9 @@ impl Backing for SimDisk {
         if self.closed.load(Ordering::Acquire) {
             return Ticket::answered(Err(io::Error::other("the simulated disk is closed")));
         }
+        if self.read_only && !matches!(op, Op::Read { .. } | Op::ReadMedium { .. } | Op::Check) {
+            return Ticket::answered(Err(io::Error::from_raw_os_error(libc::EBADF)));
+        }
         match self.world.step(&op, self.boot) {
             Step::Go => {}
             Step::CutHere => {
@@ -342,7 +389,7 @@ impl Backing for SimDisk {
             direct: true,
             blocks: self.blocks(),
             device: self.shared.index as u64,
-            read_only: false,
+            read_only: self.read_only,
         }
     }
 

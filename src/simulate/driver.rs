@@ -6,12 +6,14 @@
 //! a text that says how. Power cuts end [`Driver::run`] early, without failure.
 //! *Order*: none. *Not here*: what may survive a crash (`judge`).
 
+use super::generate::Weights;
 use super::model::{Content, Node, Op, State, bytes};
 use crate::disk::sim::{Random, World as Power};
 use crate::error::errno;
 use crate::format::ROOT_INO;
+use crate::format::item::Time;
 use crate::fs::api::StoreApi;
-use crate::fs::{Caller, Filesystem, FsError, FsOptions, SetAttr};
+use crate::fs::{Caller, Filesystem, FsError, FsOptions, SetAttr, TimeOrNow};
 use crate::store::Store;
 use crate::store::commit::Force;
 use crate::store::delta::Committed;
@@ -90,16 +92,26 @@ impl Driver {
         self.states.last().expect("there is a first state")
     }
 
-    /// Up to `count` operations (`greedy`: that fill the volume); ends early when the power is cut.
+    /// Up to `count` operations, drawn by `weights`; ends early when the power is cut.
     ///
     /// # Errors
     /// Filesystem and model disagree.
-    pub fn run(&mut self, random: &mut Random, count: usize, greedy: bool) -> Result<(), String> {
+    pub fn run(&mut self, random: &mut Random, count: usize, weights: &Weights) -> Result<(), String> {
+        self.go(random, count, weights)?;
+        if self.power.is_cut() {
+            return Ok(());
+        }
+        let outcome = self.compare();
+        if self.power.is_cut() { Ok(()) } else { outcome }
+    }
+
+    /// As `run`, but everything is compared only now and then.
+    ///
+    /// # Errors
+    /// Filesystem and model disagree.
+    pub fn go(&mut self, random: &mut Random, count: usize, weights: &Weights) -> Result<(), String> {
         for _ in 0..count {
-            let op = super::generate::next(self.now(), random, greedy);
-            if matches!(op, Op::Remount) {
-                continue;
-            }
+            let op = super::generate::next(self.now(), random, weights);
             let outcome = self.step(&op);
             if self.power.is_cut() {
                 // Also when looking at what it did failed: reading may repair, and so write.
@@ -107,8 +119,13 @@ impl Driver {
             }
             outcome?;
         }
-        let outcome = self.compare();
-        if self.power.is_cut() { Ok(()) } else { outcome }
+        Ok(())
+    }
+
+    /// Everything so far is known to be durable: a clean unmount.
+    pub fn all_is_durable(&mut self) {
+        self.floor = self.states.len() - 1;
+        self.durable = self.now().nodes.keys().map(|ino| (*ino, self.floor)).collect();
     }
 
     /// One operation.
@@ -185,8 +202,7 @@ impl Driver {
                 self.durable.insert(*ino, self.floor);
             }
             Op::Sync | Op::Squeeze => {
-                self.floor = self.states.len() - 1;
-                self.durable = self.now().nodes.keys().map(|ino| (*ino, self.floor)).collect();
+                self.all_is_durable();
             }
             _ => {}
         }
@@ -202,9 +218,12 @@ impl Driver {
         let attr =
             self.filesystem.getattr(ino).map_err(|e| format!("after {op:?}: getattr {ino}: {}", describe(&e)))?;
         let node = Arc::make_mut(next.nodes.get_mut(&ino).expect("it was touched"));
-        let (is, should) = ((attr.mode, attr.nlink, attr.size), (node.mode, node.nlink, node.size()));
+        let is = (attr.mode, attr.uid, attr.gid, attr.nlink, attr.size);
+        let should = (node.mode, node.owner.0, node.owner.1, node.nlink, node.size());
         if is != should {
-            return Err(format!("after {op:?}: inode {ino} has (mode, links, size) {is:?}, should have {should:?}"));
+            return Err(format!(
+                "after {op:?}: inode {ino} has (mode, owner, group, links, size) {is:?}, should have {should:?}"
+            ));
         }
         (node.mtime, node.ctime) = (attr.mtime, attr.ctime);
         Ok(())
@@ -276,6 +295,17 @@ impl Driver {
             Op::Chmod { ino, mode } => {
                 fs.setattr(*ino, &CALLER, &SetAttr { mode: Some(*mode), ..SetAttr::default() }).map(|_| 0)
             }
+            Op::Chown { ino, uid, gid } => {
+                let owner = SetAttr { uid: Some(*uid), gid: Some(*gid), ..SetAttr::default() };
+                fs.setattr(*ino, &CALLER, &owner).map(|_| 0)
+            }
+            Op::SetTimes { ino, sec, nsec } => {
+                let mtime = Time { sec: *sec, nsec: *nsec };
+                let times = SetAttr { mtime: Some(TimeOrNow::Time(mtime)), ..SetAttr::default() };
+                let attr = fs.setattr(*ino, &CALLER, &times)?;
+                assert_eq!(attr.mtime, mtime, "times are what they were set to");
+                Ok(0)
+            }
             Op::SetXattr { ino, name, length, fill } => {
                 fs.setxattr(*ino, name.as_bytes(), &bytes(*length, *fill), 0, &CALLER).map(|()| 0)
             }
@@ -327,15 +357,24 @@ impl Driver {
         Ok(0)
     }
 
+    /// Readers prove what they hold, and let go.
+    ///
+    /// # Errors
+    /// It is no longer whole.
+    pub fn unpin(&mut self) -> Result<(), String> {
+        for pinned in std::mem::take(&mut self.pins) {
+            let proven = super::pinned::prove(&self.store, &pinned.root);
+            proven.map_err(|error| format!("a state that was pinned is no longer whole: {error}"))?;
+        }
+        Ok(())
+    }
+
     /// Finish the background's work.
     ///
     /// # Errors
     /// It fails.
     pub fn settle(&mut self) -> Result<(), String> {
-        for pinned in std::mem::take(&mut self.pins) {
-            let proven = super::pinned::prove(&self.store, &pinned.root);
-            proven.map_err(|error| format!("a state that was pinned is no longer whole: {error}"))?;
-        }
+        self.unpin()?;
         for _ in 0..1000 {
             if !self.filesystem.reclaim_step().map_err(|e| format!("reclaim: {}", describe(&e)))? {
                 return Ok(());
@@ -385,6 +424,7 @@ impl Driver {
         };
         let mut node = Node::new(content, attr.mode, attr.nlink);
         (node.mtime, node.ctime) = (attr.mtime, attr.ctime);
+        node.owner = (attr.uid, attr.gid);
         if node.size() != attr.size {
             return Err(format!("inode {ino} says {} bytes, has {}", attr.size, node.size()));
         }

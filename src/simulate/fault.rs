@@ -68,7 +68,7 @@ impl Kind {
     ];
 
     /// Whether it damages the medium itself, between requests.
-    fn is_damage(self) -> bool {
+    pub(super) fn is_damage(self) -> bool {
         matches!(self, Kind::Rot | Kind::Zeros | Kind::Junk | Kind::Stale | Kind::Unreadable)
     }
 
@@ -87,7 +87,7 @@ impl Kind {
     }
 
     /// Switch on what strikes requests: after `skip` of them, or from now on.
-    fn arm(self, faults: &mut Faults, skip: u32) {
+    pub(super) fn arm(self, faults: &mut Faults, skip: u32) {
         match self {
             Kind::ReadErrors => faults.fail_reads = Fault::Next(skip + 1),
             Kind::LostWrite => faults.lost_writes = Fault::Once(skip),

@@ -1,6 +1,6 @@
 //! Random operations, drawn so that they meet: few names, few files, all sizes.
 //!
-//! *Guarantees*: equal seeds and states give equal operations; files stay below [`FILE_MAX`].
+//! *Guarantees*: equal seeds, weights and states give equal operations; files stay below [`FILE_MAX`].
 //! *Assumes*: nothing. *Fails when*: never. *Order*: none. *Not here*: what operations do.
 
 use super::model::{Content, Node, Op, State};
@@ -12,6 +12,53 @@ use crate::fs::{RENAME_EXCHANGE, RENAME_NOREPLACE};
 pub const FILE_MAX: u64 = 160 * BLOCK as u64;
 const NAMES: [&str; 9] = ["a", "b", "c", "d", "e", "f", "photos", "mail", "a-rather-long-name.tar.gz"];
 const XATTRS: [&str; 4] = ["user.a", "user.b", "security.x", "user.long"];
+
+/// How often each kind of operation is drawn, and how large writes are: drawn once for each history.
+#[derive(Debug, Clone, Copy)]
+pub struct Weights {
+    /// Writes, truncates, allocations, copies, reads.
+    pub files: u64,
+    /// Names made, moved and removed.
+    pub names: u64,
+    /// Modes, owners, times, extended attributes.
+    pub attributes: u64,
+    /// fsync.
+    pub fsyncs: u64,
+    /// Barriers: sync, and commits that shrink the window.
+    pub syncs: u64,
+    /// Write-out, reclaim.
+    pub background: u64,
+    /// Pins and what unpins, handles closed.
+    pub holders: u64,
+    /// Large writes: the volume fills up.
+    pub greedy: bool,
+}
+
+impl Weights {
+    /// The usual mixture.
+    pub fn usual(greedy: bool) -> Weights {
+        Weights { files: 42, names: 20, attributes: 7, fsyncs: 15, syncs: 5, background: 5, holders: 5, greedy }
+    }
+
+    /// A mixture of one history: now and then of one kind nearly nothing, or much.
+    pub fn draw(random: &mut Random, greedy: bool) -> Weights {
+        let mut around = |usual: u64| match random.below(6) {
+            0 => usual / 8,
+            1 => usual * 4,
+            _ => usual,
+        };
+        Weights {
+            files: around(42) + 1,
+            names: around(20) + 1,
+            attributes: around(7),
+            fsyncs: around(15),
+            syncs: around(5),
+            background: around(5),
+            holders: around(5),
+            greedy,
+        }
+    }
+}
 
 fn name(random: &mut Random) -> String {
     (*random.pick(&NAMES)).to_owned()
@@ -133,9 +180,15 @@ fn on_attributes(state: &State, random: &mut Random) -> Op {
     let all: Vec<u64> = state.inos(|node: &Node| !matches!(node.content, Content::Link(_)));
     let ino = *random.pick(&all);
     let name = (*random.pick(&XATTRS)).to_owned();
-    match random.below(4) {
+    match random.below(6) {
         0 => Op::Chmod { ino, mode: random.below(0o10000) as u32 },
-        1..3 => {
+        1 => Op::Chown { ino, uid: random.below(3) as u32 * 1000, gid: random.below(3) as u32 * 1000 },
+        2 => Op::SetTimes {
+            ino,
+            sec: random.below(1 << 34) as i64 - (1 << 32),
+            nsec: random.below(1_000_000_000) as u32,
+        },
+        3..5 => {
             let longest = if name == "user.long" { 5000 } else { 100 };
             Op::SetXattr { ino, name, length: random.below(longest), fill: random.bits() | 1 }
         }
@@ -143,35 +196,54 @@ fn on_attributes(state: &State, random: &mut Random) -> Op {
     }
 }
 
-/// The next operation. `greedy`: of a history that fills the volume.
-pub fn next(state: &State, random: &mut Random, greedy: bool) -> Op {
+/// The next operation.
+pub fn next(state: &State, random: &mut Random, weights: &Weights) -> Op {
+    let greedy = weights.greedy;
     let files = state.inos(|node| node.file().is_some());
-    let full = state.nodes.len() > 22;
-    match random.below(100) {
-        0..42 if !files.is_empty() => on_file(state, random, &files, greedy),
-        0..62 if full => {
+    let Weights { files: on_files, names, attributes, fsyncs, syncs, background, holders, .. } = *weights;
+    let kinds = [on_files, names, attributes, fsyncs, syncs, background, holders];
+    let mut at = random.below(kinds.iter().sum());
+    let kind = kinds.iter().position(|weight| {
+        let here = at < *weight;
+        at = at.saturating_sub(*weight);
+        here
+    });
+    match kind {
+        Some(0) if !files.is_empty() => on_file(state, random, &files, greedy),
+        Some(0 | 1) if state.nodes.len() > 22 => {
             let dirs = state.inos(|node| node.is_dir() && node.nlink > 0);
             let dir = *random.pick(&dirs);
             let names: Vec<_> = state.names(dir).keys().cloned().collect();
             if names.is_empty() { Op::Sync } else { Op::Unlink { dir, name: random.pick(&names).clone() } }
         }
-        0..62 => on_names(state, random),
-        62..69 => on_attributes(state, random),
-        69..84 => {
+        Some(0 | 1) => on_names(state, random),
+        Some(2) => on_attributes(state, random),
+        Some(3) => {
             let all: Vec<u64> = state.nodes.keys().copied().collect();
             Op::Fsync { ino: *random.pick(&all) }
         }
-        84..88 => Op::Sync,
-        88 => Op::Squeeze,
-        89..92 => Op::Place,
-        92..94 => Op::Reclaim,
-        94 => Op::Pin,
-        95 if random.below(3) == 0 => Op::Unpin,
-        95 => Op::Sync,
-        96..99 => {
-            let open: Vec<u64> = state.opens.keys().copied().collect();
-            if open.is_empty() { Op::Place } else { Op::Release { ino: *random.pick(&open) } }
+        Some(4) => {
+            if random.below(5) == 0 {
+                Op::Squeeze
+            } else {
+                Op::Sync
+            }
         }
-        _ => Op::Remount,
+        Some(5) => {
+            if random.below(5) < 3 {
+                Op::Place
+            } else {
+                Op::Reclaim
+            }
+        }
+        _ => match random.below(5) {
+            0 => Op::Pin,
+            1 if random.below(3) == 0 => Op::Unpin,
+            1 => Op::Sync,
+            _ => {
+                let open: Vec<u64> = state.opens.keys().copied().collect();
+                if open.is_empty() { Op::Place } else { Op::Release { ino: *random.pick(&open) } }
+            }
+        },
     }
 }

@@ -58,8 +58,12 @@ fn same_attributes(ino: u64, should: &Node, is: &Node) -> Result<(), String> {
         let cut = |text: String| text.chars().take(200).collect::<String>();
         Err(format!("inode {ino} has {what} {}, should have {}", cut(format!("{is:?}")), cut(format!("{should:?}"))))
     };
-    if (should.mode, should.nlink) != (is.mode, is.nlink) {
-        return fail("(mode, links)", &(should.mode, should.nlink), &(is.mode, is.nlink));
+    if (should.mode, should.owner, should.nlink) != (is.mode, is.owner, is.nlink) {
+        return fail(
+            "(mode, owner, links)",
+            &(should.mode, should.owner, should.nlink),
+            &(is.mode, is.owner, is.nlink),
+        );
     }
     match (&should.content, &is.content) {
         (Content::File(_), Content::File(_)) => {}

@@ -84,6 +84,17 @@ pub enum Op {
         ino: u64,
         mode: u32,
     },
+    Chown {
+        ino: u64,
+        uid: u32,
+        gid: u32,
+    },
+    /// Last change of content.
+    SetTimes {
+        ino: u64,
+        sec: i64,
+        nsec: u32,
+    },
     SetXattr {
         ino: u64,
         name: Name,
@@ -118,8 +129,6 @@ pub enum Op {
     /// A reader pins the durable state, for a while.
     Pin,
     Unpin,
-    /// Close cleanly and open again.
-    Remount,
 }
 
 /// What an inode is.
@@ -142,6 +151,8 @@ pub struct Node {
     pub content: Content,
     /// Type and permission bits.
     pub mode: u32,
+    /// Owner and group.
+    pub owner: (u32, u32),
     /// Links.
     pub nlink: u32,
     /// Extended attributes.
@@ -173,7 +184,15 @@ pub fn bytes(length: u64, fill: u64) -> Vec<u8> {
 impl Node {
     /// A new inode of type and permissions `mode`.
     pub fn new(content: Content, mode: u32, nlink: u32) -> Node {
-        Node { content, mode, nlink, xattrs: BTreeMap::new(), mtime: Time::default(), ctime: Time::default() }
+        Node {
+            content,
+            mode,
+            owner: (0, 0),
+            nlink,
+            xattrs: BTreeMap::new(),
+            mtime: Time::default(),
+            ctime: Time::default(),
+        }
     }
     /// As stat(2) shows it.
     pub fn size(&self) -> u64 {
@@ -257,11 +276,15 @@ impl State {
         }
     }
 
-    fn make(&mut self, dir: u64, name: &Name, ino: u64, node: Node) -> Result<(), i32> {
+    fn make(&mut self, dir: u64, name: &Name, ino: u64, mut node: Node) -> Result<(), i32> {
         if self.find(dir, name).is_some() {
             return Err(libc::EEXIST);
         }
-        self.touch(dir).nlink += u32::from(node.is_dir());
+        let parent = self.touch(dir);
+        parent.nlink += u32::from(node.is_dir());
+        if parent.mode & libc::S_ISGID != 0 {
+            node.owner.1 = parent.owner.1;
+        }
         self.touch_names(dir).insert(name.clone(), ino);
         self.nodes.insert(ino, Arc::new(node));
         Ok(())
@@ -421,6 +444,20 @@ impl State {
             Op::Chmod { ino, mode } => {
                 let node = self.touch(*ino);
                 node.mode = node.mode & libc::S_IFMT | mode;
+                Ok(())
+            }
+            Op::Chown { ino, uid, gid } => {
+                let node = self.touch(*ino);
+                node.owner = (*uid, *gid);
+                if !node.is_dir() {
+                    // As chown(2): set-user-ID goes, and set-group-ID where the group may execute.
+                    let group_runs = node.mode & libc::S_IXGRP != 0;
+                    node.mode &= !(libc::S_ISUID | if group_runs { libc::S_ISGID } else { 0 });
+                }
+                Ok(())
+            }
+            Op::SetTimes { ino, .. } => {
+                self.touch(*ino);
                 Ok(())
             }
             Op::SetXattr { ino, name, length, fill } => {

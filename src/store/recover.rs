@@ -327,7 +327,7 @@ impl Store {
 
     /// A crash can leave the newest root on one replica only: write it to the others in sync before anything else, so
     /// that no chain of interrupted recoveries makes one of them look older than it is.
-    fn enforce_root(&self) -> Result<(), StoreError> {
+    pub(crate) fn enforce_root(&self) -> Result<(), StoreError> {
         let (slot, root) = self.newest_root();
         let expected = root.encode(slot);
         let members = self.mirror.members();

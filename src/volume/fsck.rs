@@ -13,14 +13,16 @@ use super::{OpenOptions, Volume, open_paths, refused};
 use crate::disk::backing::Backing;
 use crate::disk::file::Mode;
 use crate::format::item::Dirent;
-use crate::format::{Inode, ItemKind, Key, ROOT_INO};
+use crate::format::{Inode, ItemKind, Key, ROOT_INO, Root, Uuid};
 use crate::store::check::{self, CheckOptions, Repairs, Report, StoreSource};
+use crate::store::history::ShrinkHook;
 use crate::store::recover::{self, LogEnd, OpenStore};
 use crate::store::{Need, Store, StoreError, StoreOptions};
-use crate::world::Machine;
+use crate::world::{Machine, World};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Rounds of check and repair: each can uncover what the one before hid.
 const ROUNDS_MAX: usize = 6;
@@ -77,7 +79,14 @@ pub fn fsck(paths: &[PathBuf], options: &FsckOptions, progress: FsckProgress<'_>
         let why: Vec<String> = absent.iter().map(|(path, why)| super::sentence(path, why)).collect();
         return refused(format!("nothing to check: {}", why.join("; ")));
     }
-    let result = run(present, &absent, options, progress);
+    let known: Vec<String> = present.iter().map(|p| p.path.clone()).collect();
+    let host = Host {
+        world: Arc::new(Machine),
+        deadline: Duration::from_secs(30),
+        check: &super::witness::check,
+        on_shrink: Box::new(move |root| super::witness::write(root, &known)),
+    };
+    let result = run(present, &absent, options, host, progress);
     super::close_all(&backings);
     let (mut report, behind) = result?;
     if options.repair && report.left.iter().all(|l| l.starts_with(REBUILD)) {
@@ -94,28 +103,42 @@ pub fn fsck(paths: &[PathBuf], options: &FsckOptions, progress: FsckProgress<'_>
 /// Begins the line of a replica that is to be rebuilt.
 const REBUILD: &str = "replica ";
 
-type Behind = Vec<(String, String)>;
+/// Replicas that are to be rebuilt, and why.
+pub(crate) type Behind = Vec<(String, String)>;
 
-fn run(
+/// Where the check runs.
+pub(crate) struct Host<'a> {
+    /// Time and randomness.
+    pub world: Arc<dyn World>,
+    /// Of one request to a replica.
+    pub deadline: Duration,
+    /// Refuses a root, on these replicas, that is older than what this host has seen.
+    pub check: &'a dyn Fn(&Root, &[Uuid]) -> Result<(), StoreError>,
+    /// Told before anything is acknowledged with fewer replicas.
+    pub on_shrink: ShrinkHook,
+}
+
+/// Check (and repair) what is on the replicas that are there; rebuilds none.
+pub(crate) fn run(
     present: Vec<recover::Present>,
     absent: &[(String, String)],
     options: &FsckOptions,
+    host: Host<'_>,
     progress: FsckProgress<'_>,
 ) -> Result<(FsckReport, Behind), StoreError> {
     let mut report = FsckReport::default();
-    let paths: Vec<String> = present.iter().map(|p| p.path.clone()).collect();
     if options.repair {
         let here: Vec<_> = present.iter().map(|p| p.found.label.replica).collect();
-        super::witness::check(&recover::choose(&present)?.root, &here)?;
+        (host.check)(&recover::choose(&present)?.root, &here)?;
     }
     let open = OpenStore {
         degraded: true,
-        deadline: std::time::Duration::from_secs(30),
+        deadline: host.deadline,
         store: StoreOptions { read_only: !options.repair, ..StoreOptions::default() },
-        on_shrink: Some(Box::new(move |root| super::witness::write(root, &paths))),
+        on_shrink: Some(host.on_shrink),
         hold: true,
     };
-    let (store, mut opened) = recover::open(present, open, Arc::new(Machine))?;
+    let (store, mut opened) = recover::open(present, open, host.world)?;
     let behind = opened.behind.clone();
     for (path, why) in absent.iter().chain(&behind) {
         report.findings.push(format!("{REBUILD}{}", super::sentence(path, why)));
@@ -132,7 +155,10 @@ fn run(
                 .into(),
         );
     }
-    let first = look(&store, options, options.repair, "checking", progress);
+    if options.repair {
+        store.enforce_root()?;
+    }
+    let first = look_at(&StoreSource::before_recovery(&store), options, options.repair, "checking", progress);
     note_first(&mut report, &first);
     match store.log_waiting() {
         Ok(records) => report.log_records = records,
@@ -167,13 +193,22 @@ fn note_first(report: &mut FsckReport, first: &Report) {
 }
 
 pub(crate) fn look(store: &Store, options: &FsckOptions, heal: bool, what: &str, progress: FsckProgress<'_>) -> Report {
-    let source = StoreSource::new(store);
+    look_at(&StoreSource::new(store), options, heal, what, progress)
+}
+
+fn look_at(
+    source: &StoreSource<'_>,
+    options: &FsckOptions,
+    heal: bool,
+    what: &str,
+    progress: FsckProgress<'_>,
+) -> Report {
     let options = CheckOptions { data: !options.quick, heal, ..CheckOptions::default() };
     let mut tell = |at: check::Progress| {
         progress(what, at.done, at.total);
         ControlFlow::Continue(())
     };
-    check::check(&source, &options, &mut tell)
+    check::check(source, &options, &mut tell)
 }
 
 /// Put right what `first` found; returns what the last look found.

@@ -84,27 +84,29 @@ fn refused(text: String) -> StoreError {
     StoreError::Refused(text)
 }
 
-/// Whether the very disk of `old`, which is out, may be brought back: not while old requests to it may still land (invariant 6).
-///
-/// # Errors
-/// [`StoreError::Refused`]: some have not come back.
-pub(crate) fn nothing_hangs(old: &ReplicaHealth) -> Result<(), StoreError> {
-    if old.in_flight == 0 {
-        return Ok(());
-    }
-    Err(refused(format!(
-        "{}: {} requests to it have not come back; what hangs there could still overwrite what is copied now. \
-         Wait until the disk answers or is gone, or choose another place",
-        old.name.path, old.in_flight
-    )))
-}
-
 /// One request to a backing that is no replica yet.
 fn ask(backing: &dyn Backing, op: Op) -> Result<Done, String> {
     match backing.submit(op).wait(Some(Instant::now() + WAIT)) {
         Some(result) => result.map_err(|error| error.to_string()),
         None => Err(format!("no answer within {} s", WAIT.as_secs())),
     }
+}
+
+/// What was written to a place and has not come back may still land there, on what is copied now (invariant 6).
+pub(crate) fn nothing_hangs(store: &Store, name: &ReplicaName) -> Result<(), StoreError> {
+    let here = |health: &&ReplicaHealth| health.name.path == name.path && health.in_flight > 0;
+    match store.mirror().health().iter().find(here) {
+        None => Ok(()),
+        Some(old) => Err(hanging(old)),
+    }
+}
+
+fn hanging(old: &ReplicaHealth) -> StoreError {
+    refused(format!(
+        "{}: {} requests to it have not come back; what hangs there could still overwrite what is copied now. \
+         Wait until the disk answers or is gone, or choose another place",
+        old.name.path, old.in_flight
+    ))
 }
 
 /// Make sure that nothing on the place passes for a replica, a root or a record.
@@ -139,6 +141,10 @@ pub(crate) fn resync(
 ) -> Result<ReplaceReport, StoreError> {
     let path = name.path.clone();
     let simulated = backing.facts().kind == BackingKind::Simulated;
+    if let Err(refusal) = nothing_hangs(store, &name) {
+        backing.close();
+        return Err(refusal);
+    }
     if let Err(why) = blank(&*backing, &store.label().geometry) {
         backing.close();
         return Err(refused(format!("{path}: {why}")));
@@ -171,6 +177,12 @@ pub(crate) fn resync(
         Err(why) => return Err(give_up(store, place, slot, &resync.path, &why)),
     };
     store.verify_root();
+    let (Place::Free(now) | Place::Taken(now)) = place;
+    if !store.mirror().members().contains(now) {
+        // A disk that loses even the root that calls it in sync.
+        let why = store.mirror().health().get(now).map(|health| health.cause.clone()).unwrap_or_default();
+        return Err(refused(format!("{}: {why}: it is out again; choose another place", report.new)));
+    }
     Ok(report)
 }
 

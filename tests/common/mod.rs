@@ -5,8 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Failures that are collected before a run gives up.
-const FAILURES_MAX: usize = 1;
+/// Failures that are collected before a run gives up; `STABLEFS_FAILURES` asks for more.
+fn failures_max() -> usize {
+    std::env::var("STABLEFS_FAILURES").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
+}
 
 /// Seeds that `STABLEFS_SEEDS=from..to` asks for, else `usual`.
 pub fn seeds(usual: std::ops::Range<u64>) -> std::ops::Range<u64> {
@@ -40,10 +42,11 @@ pub fn try_run(
     let sum = Mutex::new(Tally::default());
     let failures = Mutex::new(Vec::new());
     let began = std::time::Instant::now();
+    let failures_max = failures_max();
     let work = || {
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end || failures.lock().unwrap().len() >= FAILURES_MAX {
+            if seed >= seeds.end || failures.lock().unwrap().len() >= failures_max {
                 return;
             }
             match catch_unwind(AssertUnwindSafe(|| one(seed))) {

@@ -9,7 +9,7 @@
 
 use super::faults::{Counters, Faults, Rates};
 use super::random::Random;
-use super::{Block, CrashPlan, Image};
+use super::{Block, CrashPlan, Image, Space};
 use crate::disk::backing::{Done, Facts, Op};
 use crate::disk::buffer::Buf;
 use crate::format::{Addr, BLOCK};
@@ -18,6 +18,8 @@ use std::io;
 use std::sync::Arc;
 
 const SECTOR: usize = 512;
+/// Blocks that the filesystem below allocates at once.
+const CHUNK: u64 = 16;
 
 pub(super) struct Medium {
     pub blocks: u64,
@@ -29,6 +31,8 @@ pub(super) struct Medium {
     pub latest: HashMap<Addr, Arc<Block>>,
     /// What stood at an address before its newest content.
     pub previous: HashMap<Addr, Arc<Block>>,
+    /// Chunks that have space below.
+    pub allocated: Space,
     pub faults: Faults,
     pub rates: Rates,
     pub counters: Counters,
@@ -59,6 +63,7 @@ impl Medium {
             pending: Vec::new(),
             latest: HashMap::new(),
             previous: HashMap::new(),
+            allocated: Space::new(),
             faults: Faults::default(),
             rates: Rates::default(),
             counters: Counters::default(),
@@ -114,8 +119,13 @@ impl Medium {
         let blocks = Arc::make_mut(&mut image);
         let mut order: Vec<usize> = (0..self.pending.len()).collect();
         // One chance for the whole crash, so that "nearly all" and "nearly none" both happen often.
-        let keep = if plan == CrashPlan::KeepAll { 1_000_000 } else { random.below(1_000_001) as u32 };
-        if plan == CrashPlan::Random && random.chance(500_000) {
+        let keep = match plan {
+            CrashPlan::KeepAll => 1_000_000,
+            CrashPlan::Lossy => random.below(200_001) as u32,
+            CrashPlan::DropAll | CrashPlan::Random => random.below(1_000_001) as u32,
+        };
+        let shuffled = matches!(plan, CrashPlan::Random | CrashPlan::Lossy);
+        if shuffled && random.chance(500_000) {
             random.shuffle(&mut order);
         }
         for index in order {
@@ -123,7 +133,7 @@ impl Medium {
             if keep < 1_000_000 && !random.chance(keep) {
                 continue;
             }
-            if plan == CrashPlan::Random && random.chance(200_000) {
+            if shuffled && random.chance(200_000) {
                 let mixed = torn(blocks.get(addr), block, random.bits());
                 blocks.insert(*addr, mixed);
             } else {
@@ -218,10 +228,11 @@ impl Medium {
         if self.struck(by_chance || ordered || sector) {
             return Err(os_error(libc::EIO));
         }
-        let no_room = self.faults.full && (addr..addr + blocks).any(|at| self.content(at).is_none());
+        let no_room = self.faults.full && !self.has_space(addr, blocks);
         if self.struck(no_room) {
             return Err(os_error(libc::ENOSPC));
         }
+        self.take_space(addr, blocks);
         let lost = self.random.chance(self.rates.lost_write) | self.faults.lost_writes.strikes();
         let tear = self.random.chance(self.rates.torn_write) | self.faults.torn_writes.strikes();
         let misdirect = self.random.chance(self.rates.misdirected_write) | self.faults.misdirected_writes.strikes();
@@ -283,10 +294,22 @@ impl Medium {
             return Err(os_error(libc::EROFS));
         }
         let beyond = addr.checked_add(blocks).is_none_or(|end| end > self.blocks);
-        if self.struck(self.faults.full) || beyond {
+        let no_room = self.faults.full && !self.has_space(addr, blocks);
+        if self.struck(no_room) || beyond {
             return Err(os_error(libc::ENOSPC));
         }
+        self.take_space(addr, blocks);
         Ok(Done::Nothing)
+    }
+
+    /// Whether the filesystem below has given space to all of the range before.
+    fn has_space(&self, addr: Addr, blocks: u64) -> bool {
+        (addr..addr + blocks).all(|at| self.content(at).is_some() || self.allocated.contains(&(at / CHUNK)))
+    }
+
+    /// It does so in whole chunks.
+    fn take_space(&mut self, addr: Addr, blocks: u64) {
+        self.allocated.extend(addr / CHUNK..(addr + blocks).div_ceil(CHUNK));
     }
 
     fn punch(&mut self, addr: Addr, blocks: u64) -> io::Result<Done> {
@@ -294,6 +317,7 @@ impl Medium {
             return Err(os_error(libc::EROFS));
         }
         let range = addr..addr.saturating_add(blocks);
+        self.allocated.retain(|chunk| !range.contains(&(chunk * CHUNK)));
         self.pending.retain(|(at, _)| !range.contains(at));
         self.latest.retain(|at, _| !range.contains(at));
         Arc::make_mut(&mut self.durable).retain(|at, _| !range.contains(at));

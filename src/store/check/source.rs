@@ -103,12 +103,20 @@ pub struct StoreSource<'a> {
     store: &'a Store,
     /// Not the whole view: the open group must not be held for as long as a check takes.
     committed: Arc<Committed>,
+    /// Recovery has still to write the newest root to replicas that a power cut kept from it.
+    unfinished: bool,
 }
 
 impl<'a> StoreSource<'a> {
     /// Pin the newest durable state.
     pub fn new(store: &'a Store) -> StoreSource<'a> {
-        StoreSource { store, committed: store.view().committed.clone() }
+        StoreSource { store, committed: store.view().committed.clone(), unfinished: false }
+    }
+
+    /// As `new`, for a store that was opened to be looked at before recovery: that the newest root stands on one replica
+    /// only, and an older one or nothing in its slot on another, is what a power cut leaves, no damage.
+    pub fn before_recovery(store: &'a Store) -> StoreSource<'a> {
+        StoreSource { unfinished: true, ..StoreSource::new(store) }
     }
 }
 
@@ -133,7 +141,23 @@ impl CheckSource for StoreSource<'_> {
     }
     fn prove_fixed(&self, heal: bool) -> Vec<FixedProof> {
         let state = self.store.root.lock();
-        prove_fixed(self.store.mirror(), self.store.label(), &state.root, Some(state.newest_slot), heal)
+        let mut proofs =
+            prove_fixed(self.store.mirror(), self.store.label(), &state.root, Some(state.newest_slot), heal);
+        if self.unfinished && !heal {
+            proofs.retain(|proof| !matches!(proof.structure, Structure::Root { .. }) || !self.awaits_root(proof));
+        }
+        proofs
+    }
+}
+
+impl StoreSource<'_> {
+    /// Whether the slot holds what stood there before the newest root.
+    fn awaits_root(&self, proof: &FixedProof) -> bool {
+        let Structure::Root { slot } = proof.structure else { return false };
+        let label = self.store.label();
+        let Ok(block) = self.store.mirror().read_raw(proof.replica, proof.addr, 1) else { return false };
+        let before = Root::decode(&block, slot, label.volume, &label.geometry);
+        crate::format::all_zero(&block) || before.is_ok_and(|root| root.version < self.committed.root.version)
     }
 }
 

@@ -6,7 +6,7 @@
 //! *Not here*: copying (`replace`).
 
 use super::super::{EXAMINE_WAIT, Volume, absolute, close_all};
-use super::{Place, ReplaceReport, nothing_hangs, refused, resync};
+use super::{Place, ReplaceReport, refused, resync};
 use crate::control::Progress;
 use crate::disk::backing::{Backing, BackingKind};
 use crate::disk::file::{self, CreateOptions, Inspection, Mode};
@@ -87,7 +87,7 @@ impl Volume {
             ))),
             ReplicaState::InSync => Ok(Place::Taken(slot)),
             ReplicaState::Returning => Err(refused(format!("{}: is being brought back already", old.name.path))),
-            ReplicaState::Out | ReplicaState::Missing if same => nothing_hangs(old).map(|()| Place::Free(slot)),
+            ReplicaState::Out | ReplicaState::Missing if same && old.in_flight > 0 => Err(super::hanging(old)),
             ReplicaState::Out | ReplicaState::Missing => Ok(Place::Free(slot)),
         }
     }
