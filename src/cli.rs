@@ -16,10 +16,12 @@ mod fsck;
 mod mounting;
 mod offline;
 pub mod options;
+mod simulate;
 mod status;
 mod talk;
 mod task;
 
+use crate::simulate::worlds::Kind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -59,6 +61,8 @@ enum Command {
     Umount(UmountArgs),
     /// Check a volume that is not mounted, and repair it
     Fsck(FsckArgs),
+    /// Attack this program in a simulated world: seeded histories with crashes, faults, late I/O, replace, scrub, fsck
+    Simulate(SimulateArgs),
     /// Tell the version
     Version,
     /// Look inside of a volume, for tests
@@ -74,6 +78,34 @@ enum DebugCommand {
         /// Place of the replica
         replica: PathBuf,
     },
+}
+
+/// `stablefs simulate`.
+#[derive(Debug, Args)]
+pub(crate) struct SimulateArgs {
+    /// First seed; equal seeds do the same in the same version [default: a fresh one]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// How many seeds [default: 1, or as many as there is time for]
+    #[arg(long)]
+    count: Option<u64>,
+    /// Begin new ones for so many minutes
+    #[arg(long)]
+    minutes: Option<f64>,
+    /// Threads [default: one for each core]
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// What a seed stands for: life (everything), cuts, everywhere (a cut at each write), fault
+    #[arg(long, default_value = "life", value_parser = parse_kind)]
+    kind: Kind,
+    /// Tell the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_kind(text: &str) -> Result<Kind, String> {
+    let names: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+    Kind::ALL.into_iter().find(|kind| kind.name() == text).ok_or_else(|| format!("one of {}", names.join(", ")))
 }
 
 /// `stablefs format`.
@@ -215,6 +247,7 @@ pub fn run(words: Vec<OsString>) -> u8 {
         Command::Sync(args) => told(mounting::sync(&args.mountpoint)),
         Command::Umount(args) => told(mounting::umount(&args)),
         Command::Fsck(args) => fsck::fsck(&args),
+        Command::Simulate(args) => simulate::simulate(&args),
         Command::Debug(DebugCommand::Blocks { replica }) => told(debug::blocks(&replica)),
         Command::Version => {
             println!("stablefs {} (format {})", env!("CARGO_PKG_VERSION"), crate::format::label::FORMAT_VERSION);

@@ -16,6 +16,7 @@
 //! | `pinned` | what a reader holds stays whole |
 //! | `copies` | correct copies of each block |
 //! | `small` | small worlds, exhaustively |
+//! | `worlds` | kinds of runs, by name |
 
 pub mod copies;
 pub mod driver;
@@ -26,6 +27,7 @@ pub mod life;
 pub mod model;
 pub mod pinned;
 pub mod small;
+pub mod worlds;
 
 use crate::disk::backing::Backing;
 use crate::disk::sim::{CrashPlan, Image, Random, SimDisk, Space, World as Power};

@@ -4,54 +4,22 @@
 
 mod common;
 
-use stablefs::disk::sim::{CrashPlan, Random};
+use stablefs::disk::sim::CrashPlan;
 use stablefs::format::ROOT_INO;
 use stablefs::simulate::model::Op;
-use stablefs::simulate::{Bench, Cut, Failure, Tally, history};
-
-const OPERATIONS: usize = 100;
-
-fn cut_of(random: &mut Random, at: Option<u64>) -> Cut {
-    let plan = *random.pick(&[CrashPlan::DropAll, CrashPlan::KeepAll, CrashPlan::Random, CrashPlan::Random]);
-    Cut { at, plan, more: 0, alone: None }
-}
-
-/// The history of `seed`, cut at `cuts` random writes and flushes, half of the times also during recovery.
-fn cut_somewhere(seed: u64, cuts: u32) -> Result<Tally, Failure> {
-    let mut random = Random::new(seed ^ 0x5eed);
-    let cut = cut_of(&mut random, None);
-    let mut sum = history(seed, OPERATIONS, cut)?;
-    let requests = sum.requests;
-    for _ in 0..cuts {
-        let at = random.range(1, requests + 1);
-        let more = random.below(2) as u32 * random.range(1, 4) as u32;
-        // Either disk alone must do, too.
-        let alone = (random.below(4) == 0).then(|| random.below(2) as usize);
-        sum.add(&history(seed, OPERATIONS, Cut { more, alone, ..cut_of(&mut random, Some(at)) })?);
-    }
-    Ok(sum)
-}
-
-/// The history of `seed`, cut at each of its writes and flushes.
-fn cut_everywhere(seed: u64) -> Result<Tally, Failure> {
-    let mut random = Random::new(seed);
-    let mut sum = history(seed, OPERATIONS, cut_of(&mut random, None))?;
-    for at in 1..=sum.requests {
-        sum.add(&history(seed, OPERATIONS, cut_of(&mut random, Some(at)))?);
-    }
-    Ok(sum)
-}
+use stablefs::simulate::worlds::Kind;
+use stablefs::simulate::{Bench, Cut};
 
 #[test]
 fn power_cut_somewhere_in_many_histories() {
     let seeds = common::seeds(0..600);
-    let sum = common::run("cut somewhere", seeds, |seed| cut_somewhere(seed, 4));
+    let sum = common::run("cut somewhere", seeds, |seed| Kind::Cuts.run(seed));
     assert!(sum.replayed > 0 && sum.no_space > 0);
 }
 
 #[test]
 fn power_cut_at_every_write_of_some_histories() {
-    common::run("cut everywhere", common::seeds(1000..1004), cut_everywhere);
+    common::run("cut everywhere", common::seeds(1000..1004), |seed| Kind::Everywhere.run(seed));
 }
 
 /// `before`, then the power cut at each write and flush of `last` in turn, each with many outcomes; then `after`.

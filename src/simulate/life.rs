@@ -65,6 +65,8 @@ struct Life {
     slots: Vec<usize>,
     /// Where a replace was going to when the power failed.
     half_way: Option<usize>,
+    /// The disk that was being replaced, or brought back, when the power failed.
+    joining: Option<usize>,
     /// The last disk that was replaced while it was in sync, and its slot.
     former: Option<(usize, usize)>,
     /// The only slot whose disk may hold damage, be behind, or fail.
@@ -77,6 +79,8 @@ struct Life {
     out_since: Option<usize>,
     /// Something was acknowledged without this disk: it must not be called in sync.
     behind: Option<usize>,
+    /// The suspect came back with old content: alone it cannot know that it is old (the host's witness does).
+    restored: bool,
     /// For each slot: its disk, and what that held at an earlier mount.
     snapshots: Vec<Option<(usize, Image)>>,
     story: Vec<Line>,
@@ -107,6 +111,7 @@ pub fn life(seed: u64) -> Result<Tally, Failure> {
         snapshots: vec![None; slots.len()],
         slots,
         half_way: None,
+        joining: None,
         former: None,
         bench,
         random,
@@ -115,6 +120,7 @@ pub fn life(seed: u64) -> Result<Tally, Failure> {
         unreliable: false,
         out_since: None,
         behind: None,
+        restored: false,
         story: Vec::new(),
         left: OPERATIONS,
     };
@@ -123,8 +129,10 @@ pub fn life(seed: u64) -> Result<Tally, Failure> {
     tally.requests = life.bench.power.io_count();
     tally.faults += life.bench.power.faults();
     outcome.map(|()| tally).map_err(|text| {
+        // All events, and the last operations.
         let first = life.story.len().saturating_sub(STORY_MAX);
-        let story: Vec<String> = life.story[first..].iter().map(|line| format!("  {line}")).collect();
+        let story = life.story.iter().enumerate().filter(|(i, line)| *i >= first || matches!(line, Line::Event(_)));
+        let story: Vec<String> = story.map(|(_, line)| format!("  {line}")).collect();
         let setup = &life.bench.setup;
         Failure { text: format!("seed {seed}: {text}\n{setup:?}\nwhat happened:\n{}", story.join("\n")) }
     })
@@ -209,6 +217,8 @@ impl Life {
     fn scrub(&mut self, driver: &mut Driver) -> Result<(), String> {
         self.tell("scrub");
         self.relieve();
+        // What only a reader still holds is not walked.
+        driver.unpin()?;
         if self.random.below(4) == 0 {
             self.cut_soon(60);
         }
@@ -264,8 +274,7 @@ impl Life {
         let outcome = self.resync(driver, place, target)?;
         if self.bench.power.is_cut() {
             self.half_way = (!self.slots.contains(&target)).then_some(target);
-            // It may just have been proven whole.
-            self.behind = self.behind.filter(|behind| *behind != target);
+            self.joining = Some(target);
             return Ok(());
         }
         self.bench.power.cut_at(None);
@@ -348,6 +357,9 @@ impl Life {
             self.bench.tally.remounts += 1;
         }
         self.note_out(&driver);
+        // It may just have been proven whole.
+        let joining = self.joining.take();
+        self.behind = self.behind.filter(|behind| joining != Some(*behind));
         let known = Known::take(driver);
         match ended {
             Ended::Cleanly => self.release_hung(),
@@ -426,7 +438,8 @@ impl Life {
                 self.bench.tally.refused += 1;
                 let good = 1 - self.suspect.expect("only a suspect is unreliable");
                 self.release_hung();
-                let which = if self.random.below(2) == 0 { vec![self.slots[good]] } else { self.all_disks() };
+                let one = self.half_way.is_none() && self.random.below(2) == 0;
+                let which = if one { vec![self.slots[good]] } else { self.all_disks() };
                 self.open_disks(&which, true).map_err(|error| format!("opening {which:?} degraded: {error}"))
             }
             Err(error) => Err(format!("opening {disks:?}: {error}")),
@@ -536,7 +549,7 @@ impl Life {
 
     /// Disks that must not be taken for the volume.
     fn distrust(&mut self) -> Result<(), String> {
-        if let Some(disk) = self.behind {
+        if let (Some(disk), false) = (self.behind, self.restored) {
             self.must_be_refused(&[disk], "the one that was left behind")?;
         }
         if self.suspect.is_none() && self.half_way.is_none() { self.old_disk_is_refused() } else { Ok(()) }

@@ -67,7 +67,9 @@ impl Store {
         // A replica can fail at most once each; one more round to write the truth, and one to spare.
         for _ in 0..=self.mirror.replicas() + 1 {
             let members = self.mirror.members();
-            root.version = state.version_max + 1;
+            // A replica that is missing may hold one root more, which was being written when the power failed and was
+            // never acknowledged. Its version is left free, so that it lies on our chain and is no second history.
+            root.version = state.version_max + 1 + u64::from(state.fork_next);
             state.version_max = root.version;
             root.time_ns = self.world.now_ns().max(0) as u64;
             self.name_members(&mut root, state, members.in_sync);

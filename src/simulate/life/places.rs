@@ -105,6 +105,7 @@ impl Life {
         }
         if self.out_since.is_some_and(|floor| driver.floor > floor) {
             self.behind = Some(self.slots[slot]);
+            self.tell(format!("acknowledged without slot {slot}"));
         }
     }
 

@@ -199,6 +199,8 @@ impl Life {
     /// Both disks were proven whole.
     pub(super) fn trust(&mut self) {
         self.suspect = None;
+        self.out_since = None;
+        self.restored = false;
         self.split = false;
         if std::mem::take(&mut self.unreliable) {
             // A cache that lied about a flush has drained meanwhile.
@@ -221,5 +223,6 @@ impl Life {
         self.disk(slot).restore(image);
         self.suspect = Some(slot);
         self.unreliable = true;
+        self.restored = true;
     }
 }
