@@ -106,14 +106,17 @@ const REBUILD: &str = "replica ";
 /// Replicas that are to be rebuilt, and why.
 pub(crate) type Behind = Vec<(String, String)>;
 
+/// Refuses a root, on these replicas, that is older than what the host has seen.
+pub(crate) type WitnessCheck = dyn Fn(&Root, &[Uuid]) -> Result<(), StoreError>;
+
 /// Where the check runs.
 pub(crate) struct Host<'a> {
     /// Time and randomness.
     pub world: Arc<dyn World>,
     /// Of one request to a replica.
     pub deadline: Duration,
-    /// Refuses a root, on these replicas, that is older than what this host has seen.
-    pub check: &'a dyn Fn(&Root, &[Uuid]) -> Result<(), StoreError>,
+    /// What this host has seen.
+    pub check: &'a WitnessCheck,
     /// Told before anything is acknowledged with fewer replicas.
     pub on_shrink: ShrinkHook,
 }
