@@ -95,7 +95,7 @@ pub(crate) struct SimulateArgs {
     /// Threads [default: one for each core]
     #[arg(long)]
     jobs: Option<usize>,
-    /// What a seed stands for: life (everything), cuts, everywhere (a cut at each write), fault
+    /// What a seed stands for: life (everything), cuts, everywhere (a cut at each write), fault, soak (a mixture)
     #[arg(long, default_value = "life", value_parser = parse_kind)]
     kind: Kind,
     /// Tell the result as JSON

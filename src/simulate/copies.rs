@@ -293,7 +293,7 @@ mod tests {
     fn every_copy_is_counted_and_each_damage_is_seen() {
         for seed in 0..10 {
             let mut bench = Bench::new(seed);
-            let setup = Setup { greedy: false, ..bench.setup.clone() };
+            let setup = Setup { weights: crate::simulate::generate::Weights::usual(false), ..bench.setup.clone() };
             bench.setup = setup;
             let mut driver = bench.mount().unwrap();
             bench.run(&mut driver, 120).unwrap();

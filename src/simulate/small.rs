@@ -115,7 +115,14 @@ pub(crate) fn setup() -> Setup {
         cache_nodes: 64,
         window: 2,
     };
-    Setup { blocks: 1100, zone_blocks: 256, replicas: 2, grows: true, greedy: false, store }
+    Setup {
+        blocks: 1100,
+        zone_blocks: 256,
+        replicas: 2,
+        grows: true,
+        weights: super::generate::Weights::usual(false),
+        store,
+    }
 }
 
 /// The volume that every sequence begins with.

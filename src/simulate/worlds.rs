@@ -20,11 +20,13 @@ pub enum Kind {
     Everywhere,
     /// One history on a pair of disks of which one has one kind of fault.
     Fault,
+    /// A mixture of these, most of them lives.
+    Soak,
 }
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 4] = [Kind::Life, Kind::Cuts, Kind::Everywhere, Kind::Fault];
+    pub const ALL: [Kind; 5] = [Kind::Life, Kind::Cuts, Kind::Everywhere, Kind::Fault, Kind::Soak];
 
     /// As on the command line.
     pub fn name(self) -> &'static str {
@@ -33,6 +35,7 @@ impl Kind {
             Kind::Cuts => "cuts",
             Kind::Everywhere => "everywhere",
             Kind::Fault => "fault",
+            Kind::Soak => "soak",
         }
     }
 
@@ -49,6 +52,13 @@ impl Kind {
                 let kinds = fault::Kind::ALL;
                 fault_history(seed, kinds[(seed % kinds.len() as u64) as usize], OPERATIONS)
             }
+            // One run of `Everywhere` is some hundred histories.
+            Kind::Soak => match Random::new(seed).below(400) {
+                0 => cut_everywhere(seed),
+                1..21 => cut_somewhere(seed, 4),
+                21..81 => Kind::Fault.run(seed),
+                _ => life(seed),
+            },
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::disk::ReplicaName;
 use crate::disk::sim::{CrashPlan, Fault, Faults, Random};
 use crate::format::Uuid;
 use crate::simulate::driver::Driver;
+use crate::simulate::generate::Weights;
 use crate::simulate::judge::{Known, judge, same};
 use crate::simulate::model::{Op, State};
 use crate::simulate::{Bench, Failure, clean, examine_store};
@@ -107,10 +108,8 @@ impl Nth {
 
     fn operations(&mut self, driver: &mut Driver, count: usize) -> Result<(), String> {
         for _ in 0..count {
-            let op = crate::simulate::generate::next(driver.now(), &mut self.bench.random, false);
-            if !matches!(op, Op::Remount) {
-                self.step(driver, &op)?;
-            }
+            let op = crate::simulate::generate::next(driver.now(), &mut self.bench.random, &Weights::usual(false));
+            self.step(driver, &op)?;
         }
         driver.compare()
     }
