@@ -174,12 +174,6 @@ pub fn run(store: &Store, progress: &mut dyn FnMut(&Progress) -> bool) -> ScrubR
         scrub.notes.push(format!("what was healed may not be durable: {error}"));
     }
     let mut report = scrub.report(ended.is_continue());
-    if report.healed > 0 {
-        // What was healed must not be lost again with the power. A replica that fails here goes out.
-        if let Err(error) = store.mirror().flush() {
-            report.notes.push(format!("what was healed may not be durable: {error}"));
-        }
-    }
     report.summary = report.to_string();
     report
 }
