@@ -32,6 +32,8 @@ pub trait StoreApi: Send + Sync {
     fn read_file(&self, ino: u64, offset: u64, out: &mut [u8]) -> Result<(), StoreError>;
     /// Full pages that hold `data` at `offset`, edges merged with what is there.
     fn prepare_pages(&self, ino: u64, offset: u64, data: &[u8]) -> Result<Vec<(u64, Slice)>, StoreError>;
+    /// Whether each of `count` file blocks from `first` has an address of its own, written or set aside.
+    fn is_backed(&self, ino: u64, first: u64, count: usize) -> Result<bool, StoreError>;
     /// First file block at or after `block` that is not a hole.
     fn next_data(&self, ino: u64, block: u64) -> Result<Option<u64>, StoreError>;
     /// First file block at or after `block` that is a hole.
@@ -89,6 +91,9 @@ impl StoreApi for Store {
     }
     fn prepare_pages(&self, ino: u64, offset: u64, data: &[u8]) -> Result<Vec<(u64, Slice)>, StoreError> {
         Store::prepare_pages(self, ino, offset, data)
+    }
+    fn is_backed(&self, ino: u64, first: u64, count: usize) -> Result<bool, StoreError> {
+        Store::is_backed(self, ino, first, count)
     }
     fn next_data(&self, ino: u64, block: u64) -> Result<Option<u64>, StoreError> {
         Store::next_data(self, ino, block)

@@ -188,7 +188,11 @@ impl Filesystem {
         }
         let mut pages = gap;
         pages.extend(self.store.prepare_pages(ino, offset, data)?);
-        let need = Need { items: 3 + xattrs.len(), data_blocks: pages.len() as u64, may_use_reserve: false };
+        // What fallocate set aside must take its data, also where nothing is free (the gap's page is backed anyway).
+        let first = offset / BLOCK as u64;
+        let count = ((offset + data.len() as u64).div_ceil(BLOCK as u64) - first) as usize;
+        let is_backed = self.store.is_backed(ino, first, count)?;
+        let need = Need { items: 3 + xattrs.len(), data_blocks: pages.len() as u64, may_use_reserve: is_backed };
         let now = self.store.now();
         self.change(held, need, &[entry], |change| {
             xattrs.apply(change, ino);

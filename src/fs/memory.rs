@@ -129,6 +129,10 @@ impl StoreApi for MemoryStore {
         let page = |i: u64| (first + i, Slice::new(Arc::clone(&buf), i as usize * BLOCK, BLOCK));
         Ok((0..count).map(page).collect())
     }
+    fn is_backed(&self, ino: u64, first: u64, count: usize) -> Result<bool, StoreError> {
+        let content = self.content.lock();
+        Ok((first..first + count as u64).all(|block| content.blocks.contains_key(&(ino, block))))
+    }
     fn next_data(&self, ino: u64, block: u64) -> Result<Option<u64>, StoreError> {
         let content = self.content.lock();
         Ok(content.blocks.range((ino, block)..=(ino, u64::MAX)).next().map(|((_, block), _)| *block))

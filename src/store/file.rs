@@ -151,6 +151,13 @@ impl Store {
         Ok(())
     }
 
+    /// Whether something stands for each of file blocks `first..first + count` that a commit gives back once they are
+    /// overwritten: then a write takes room only until the next commit.
+    pub fn is_backed(&self, ino: u64, first: u64, count: usize) -> Result<bool, StoreError> {
+        let sources = self.sources(&self.view(), ino, first, count)?;
+        Ok(!sources.iter().any(|source| matches!(source, Source::Hole | Source::Inline(_))))
+    }
+
     /// First file block at or after `block` that is not a hole.
     pub fn next_data(&self, ino: u64, block: u64) -> Result<Option<u64>, StoreError> {
         let view = self.view();

@@ -166,7 +166,7 @@ fn a_full_volume_refuses_writes_and_lets_go() {
     store.set_free(256 + 3);
     assert_eq!(fs.write(ino, 8 * BLOCK_U64, &[2; 3 << 20], false, false).unwrap() as usize, (1 << 20) - 8 * BLOCK);
     store.set_free(2);
-    assert_eq!(errno(fs.write(ino, 0, &[3; 3 * BLOCK], false, false)), libc::ENOSPC);
+    assert_eq!(errno(fs.write(ino, 1 << 20, &[3; 3 * BLOCK], false, false)), libc::ENOSPC);
     assert_eq!(errno(fs.fallocate(ino, 1 << 30, 3 * BLOCK_U64, 0)), libc::ENOSPC);
     assert_eq!(read_all(&fs, ino)[..10], [1; 10]);
     assert_eq!(fs.getattr(ino).unwrap().size, 1 << 20);
@@ -175,6 +175,44 @@ fn a_full_volume_refuses_writes_and_lets_go() {
     fs.unlink(ROOT_INO, b"file").unwrap();
     rig.check();
     assert_eq!(fs.statfs().bsize, 4096);
+}
+
+/// What fallocate promised on a volume that is full by now: the blocks take data, in small pieces and again and again.
+#[test]
+fn a_full_volume_takes_what_was_set_aside() {
+    // SEMANTICS: SPACE-4
+    let rig = Rig::disks(5);
+    let fs = rig.mount();
+    let ino = file(&fs, b"reserved", b"");
+    const RESERVED: u64 = 6 << 20;
+    fs.fallocate(ino, 0, RESERVED, 0).unwrap();
+    let filler = file(&fs, b"filler", b"");
+    let mut full = 0;
+    for piece in [1 << 20, BLOCK_U64] {
+        loop {
+            match fs.write(filler, full, &vec![7; piece as usize], false, false) {
+                Ok(count) => full += u64::from(count),
+                Err(FsError::Store(StoreError::NoSpace)) => break,
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+    // Nearly four times what is kept back, first in pieces of less than a block.
+    for (round, piece) in [(1_u8, 100_000), (2, 1_000_000), (3, 1 << 20), (4, 1 << 20)] {
+        let mut at = 0;
+        while at < RESERVED {
+            let length = piece.min(RESERVED - at);
+            let data = vec![round; length as usize];
+            assert_eq!(fs.write(ino, at, &data, false, false).unwrap(), length as u32, "round {round} at {at}");
+            at += length;
+        }
+    }
+    assert_eq!(errno(fs.write(filler, full + (1 << 20), &[7; 1 << 20], false, false)), libc::ENOSPC);
+    assert_eq!(read_all(&fs, ino), vec![4; RESERVED as usize]);
+    assert!(read_all(&fs, filler).iter().all(|byte| *byte == 7));
+    fs.unlink(ROOT_INO, b"filler").unwrap();
+    settle(&fs);
+    rig.check();
 }
 
 fn hard_links_count_and_share(rig: &Rig) {
