@@ -29,7 +29,7 @@ mod file;
 mod lock;
 mod make;
 #[cfg(test)]
-mod memory;
+pub(crate) mod memory;
 mod names;
 mod reclaim;
 mod remove;
@@ -153,6 +153,19 @@ pub struct DirEntry {
     pub name: Vec<u8>,
     /// Attributes, if they were asked for and the inode is still there. Never for `.` and `..`.
     pub attr: Option<Attr>,
+    /// What the attributes are worth.
+    pub found: Found,
+}
+
+/// What became of the inode of a listed name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Its attributes are true (or nobody asked).
+    Whole,
+    /// It cannot be read: only number and type of the attributes are known, and nobody should remember the others.
+    Damaged,
+    /// It has gone since its name was read.
+    Gone,
 }
 
 /// Room and limits, as statvfs(3) shows them.

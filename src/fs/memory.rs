@@ -8,12 +8,12 @@
 use super::api::{StoreApi, Synced, TransactionApi};
 use crate::disk::buffer::{Buf, Slice};
 use crate::format::item::Time;
-use crate::format::{BLOCK, FIRST_INO, Key};
+use crate::format::{BLOCK, Corrupt, FIRST_INO, Key};
 use crate::store::{Need, SpaceInfo, StoreError, Value};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use crate::world::{Seeded, World};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 #[derive(Default, Clone)]
@@ -31,6 +31,7 @@ pub struct MemoryStore {
     inos: AtomicU64,
     blocks: AtomicU64,
     fails_syncs: AtomicBool,
+    lost: Mutex<BTreeSet<Key>>,
 }
 
 enum Step {
@@ -57,6 +58,7 @@ impl MemoryStore {
             inos: AtomicU64::new(FIRST_INO),
             blocks: AtomicU64::new(1 << 20),
             fails_syncs: AtomicBool::new(false),
+            lost: Mutex::default(),
         }
     }
     /// Leave room for `free` more blocks.
@@ -65,6 +67,21 @@ impl MemoryStore {
     }
     pub fn fail_syncs(&self, fails: bool) {
         self.fails_syncs.store(fails, SeqCst);
+    }
+    /// Set an item behind everybody's back.
+    pub fn put(&self, key: Key, value: Vec<u8>) {
+        self.content.lock().items.insert(key, value.into());
+    }
+    /// From now on the item at `key` (it need not exist) cannot be read.
+    pub fn lose(&self, key: Key) {
+        self.lost.lock().insert(key);
+    }
+    fn check_lost(&self, from: Key, end: Key) -> Result<(), StoreError> {
+        let corrupt = Corrupt { what: "item", rule: "was not lost by a test" };
+        match self.lost.lock().range(from..end).next() {
+            Some(key) => Err(StoreError::Corrupt { addr: key.ino, corrupt }),
+            None => Ok(()),
+        }
     }
     /// What a mount after a crash that lost nothing would find.
     pub fn copy(&self) -> MemoryStore {
@@ -98,11 +115,14 @@ impl StoreApi for MemoryStore {
         1
     }
     fn get(&self, key: Key) -> Result<Option<Value>, StoreError> {
+        self.check_lost(key, key.next())?;
         Ok(self.content.lock().items.get(&key).cloned())
     }
     fn scan(&self, from: Key, end: Key, max: usize) -> Result<Vec<(Key, Value)>, StoreError> {
         assert!(from <= end, "{from:?} {end:?}");
         let content = self.content.lock();
+        let last = content.items.range(from..end).nth(max.saturating_sub(1)).map_or(end, |(key, _)| key.next());
+        self.check_lost(from, last)?;
         Ok(content.items.range(from..end).take(max).map(|(key, value)| (*key, Arc::clone(value))).collect())
     }
     fn read_file(&self, ino: u64, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {

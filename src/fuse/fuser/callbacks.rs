@@ -4,7 +4,7 @@
 //! *Not here*: threads, panics (`super`), translation (`words`).
 
 use super::words::{
-    answer_attr, answer_empty, answer_entry, answer_xattr, bytes, caller, entry, kind_of, list, moment, plus, shown,
+    Added, answer_attr, answer_empty, answer_entry, answer_xattr, bytes, caller, entry, kind_of, list, moment, plus, shown,
 };
 use super::{Adapter, BACKGROUND_MAX, COPY_MAX, Matter, TRUST, capabilities};
 use crate::fs::SetAttr;
@@ -229,7 +229,8 @@ impl fuser::Filesystem for Adapter {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             list(&*core.requests, ino.0, offset, false, |entry| {
                 let kind = kind_of(u32::from(entry.file_type) << 12).unwrap_or(FileType::RegularFile);
-                reply.add(INodeNo(entry.ino), entry.cookie, kind, OsStr::from_bytes(&entry.name))
+                let name = OsStr::from_bytes(&entry.name);
+                Added::unless_full(reply.add(INodeNo(entry.ino), entry.cookie, kind, name))
             })
         }));
         let outcome = outcome.unwrap_or(Err(libc::EIO));
@@ -248,9 +249,8 @@ impl fuser::Filesystem for Adapter {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             list(&*core.requests, ino.0, offset, true, |entry| {
                 let name = OsStr::from_bytes(&entry.name);
-                let dots = entry.name == b"." || entry.name == b"..";
-                let Some((attr, generation)) = plus(entry, dots) else { return false }; // gone meanwhile
-                reply.add(INodeNo(entry.ino), entry.cookie, name, &TRUST, &attr, generation)
+                let Some((attr, generation, trust)) = plus(entry) else { return Added::No }; // gone meanwhile
+                Added::unless_full(reply.add(INodeNo(entry.ino), entry.cookie, name, &trust, &attr, generation))
             })
         }));
         let outcome = outcome.unwrap_or(Err(libc::EIO));
