@@ -103,20 +103,30 @@ const IGNORED: &[&str] = &[
 const KNOWN: &str = "ro, rw, degraded, accept_stale, allow_other, deadline=, fsname=, subtype=, writeback, threads=, noatime, log=, \
                      foreground, dev, nodev, suid, nosuid, exec, noexec";
 
+/// What to do with options that nobody knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unknown {
+    /// Say no.
+    Refuse,
+    /// Leave them out, and only them (`mount -s`).
+    Ignore,
+}
+
 /// Read one `-o` list into `options`; later words win. A comma inside a value is written `\,`.
 ///
 /// # Errors
-/// An unknown option or a value that means nothing.
-pub fn parse_list(list: &str, options: &mut MountOptions) -> Result<(), String> {
+/// An unknown option, unless such are ignored, or a value that means nothing.
+pub fn parse_list(list: &str, unknown: Unknown, options: &mut MountOptions) -> Result<(), String> {
     for word in split_escaped(list, ',') {
-        if !word.is_empty() {
-            parse_word(&word, options)?;
+        if !word.is_empty() && !parse_word(&word, options)? && unknown == Unknown::Refuse {
+            return Err(format!("unknown option \"{word}\"; known are: {KNOWN}"));
         }
     }
     Ok(())
 }
 
-fn parse_word(word: &str, options: &mut MountOptions) -> Result<(), String> {
+/// Read one option; false: nobody knows it.
+fn parse_word(word: &str, options: &mut MountOptions) -> Result<bool, String> {
     let (name, value) = match word.split_once('=') {
         Some((name, value)) => (name, Some(value)),
         None => (word, None),
@@ -126,7 +136,7 @@ fn parse_word(word: &str, options: &mut MountOptions) -> Result<(), String> {
         || name == "comment"
         || (value.is_none() && IGNORED.contains(&name))
     {
-        return Ok(());
+        return Ok(true);
     }
     match (name, value) {
         ("ro", None) => options.read_only = true,
@@ -152,9 +162,9 @@ fn parse_word(word: &str, options: &mut MountOptions) -> Result<(), String> {
         ("deadline" | "fsname" | "subtype" | "threads" | "log", _) => {
             return Err(format!("option {name} needs a value: -o {name}=…"));
         }
-        _ => return Err(format!("unknown option \"{word}\"; known are: {KNOWN}")),
+        _ => return Ok(false),
     }
-    Ok(())
+    Ok(true)
 }
 
 fn parse_threads(text: &str) -> Result<usize, String> {
@@ -264,7 +274,7 @@ mod tests {
 
     fn parse(list: &str) -> Result<MountOptions, String> {
         let mut options = MountOptions::default();
-        parse_list(list, &mut options).map(|()| options)
+        parse_list(list, Unknown::Refuse, &mut options).map(|()| options)
     }
 
     #[test]
@@ -304,6 +314,15 @@ mod tests {
             assert!(error.contains(word), "{list}: {error}");
             assert!(!error.contains('\n'), "{list}: more than one line");
         }
+    }
+
+    #[test]
+    fn sloppy_leaves_out_what_nobody_knows_and_nothing_else() {
+        let mut options = MountOptions::default();
+        parse_list("bogus,ro,also=bogus,degraded", Unknown::Ignore, &mut options).unwrap();
+        assert!(options.read_only && options.degraded);
+        let error = parse_list("bogus,deadline=soon", Unknown::Ignore, &mut options).unwrap_err();
+        assert!(error.contains("soon"), "{error}");
     }
 
     #[test]
