@@ -119,7 +119,10 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
         ..OpenOptions::default()
     };
     let volume = Volume::open(&replicas, &open).map_err(|error| say(&error))?;
-    let filesystem_options = FsOptions { noatime: job.options.no_access_times, writeback_cache: job.options.writeback };
+    let filesystem_options = FsOptions {
+        noatime: job.options.no_access_times || job.options.read_only,
+        writeback_cache: job.options.writeback,
+    };
     let filesystem = match Filesystem::new(volume.store.clone(), filesystem_options) {
         Ok(filesystem) => Arc::new(filesystem),
         Err(error) => return Err(abandon(volume, format!("the root directory cannot be read: {error}"))),

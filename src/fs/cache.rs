@@ -71,6 +71,11 @@ impl Entry {
     pub fn pin(&self) {
         self.pins.fetch_add(1, Relaxed);
     }
+    /// Whether there is a reason to keep it.
+    #[cfg(test)]
+    pub fn is_pinned(&self) -> bool {
+        self.pins.load(Relaxed) > 0
+    }
     /// Undo one [`Entry::pin`].
     pub fn unpin(&self) {
         let before = self.pins.fetch_sub(1, Relaxed);

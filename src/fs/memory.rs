@@ -31,6 +31,7 @@ pub struct MemoryStore {
     inos: AtomicU64,
     blocks: AtomicU64,
     fails_syncs: AtomicBool,
+    read_only: AtomicBool,
     lost: Mutex<BTreeSet<Key>>,
 }
 
@@ -58,6 +59,7 @@ impl MemoryStore {
             inos: AtomicU64::new(FIRST_INO),
             blocks: AtomicU64::new(1 << 20),
             fails_syncs: AtomicBool::new(false),
+            read_only: AtomicBool::new(false),
             lost: Mutex::default(),
         }
     }
@@ -67,6 +69,9 @@ impl MemoryStore {
     }
     pub fn fail_syncs(&self, fails: bool) {
         self.fails_syncs.store(fails, SeqCst);
+    }
+    pub fn set_read_only(&self) {
+        self.read_only.store(true, SeqCst);
     }
     /// Set an item behind everybody's back.
     pub fn put(&self, key: Key, value: Vec<u8>) {
@@ -165,6 +170,9 @@ impl StoreApi for MemoryStore {
         Ok(self.content.lock().blocks.range((ino, 0)..=(ino, u64::MAX)).count() as u64)
     }
     fn begin(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError> {
+        if self.read_only.load(SeqCst) {
+            return Err(StoreError::ReadOnly);
+        }
         if need.data_blocks > self.free() && !need.may_use_reserve {
             return Err(StoreError::NoSpace);
         }

@@ -396,6 +396,18 @@ fn access_times_are_relative_and_reach_the_store(rig: &Rig) {
     assert_eq!(Inode::decode(&value).unwrap().atime, first);
 }
 
+#[test]
+fn access_times_that_cannot_be_written_are_not_kept() {
+    let (store, rig) = Rig::memory();
+    let fs = rig.mount();
+    let inos: Vec<u64> = (0..10).map(|i| file(&fs, format!("f{i}").as_bytes(), b"f")).collect();
+    store.set_read_only();
+    inos.iter().for_each(|ino| drop(read_all(&fs, *ino)));
+    assert!(inos.iter().all(|ino| fs.entry(*ino).unwrap().is_pinned()), "they wait");
+    settle(&fs);
+    assert!(!inos.iter().any(|ino| fs.entry(*ino).unwrap().is_pinned()), "nobody will ever write them");
+}
+
 fn holes_are_told_only_when_nobody_writes(rig: &Rig) {
     let fs = rig.mount();
     let ino = file(&fs, b"f", b"");
