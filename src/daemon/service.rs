@@ -12,7 +12,8 @@ use crate::mount::Mounted;
 use crate::world::{Machine, World};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
@@ -25,6 +26,7 @@ const ENDING: &str = "the daemon is ending";
 pub struct Service {
     volume: SharedVolume,
     mount: MountReport,
+    device: (u32, u32),
     events: Mutex<Sender<Event>>,
     task: Mutex<Option<Arc<Task>>>,
 }
@@ -43,7 +45,7 @@ impl Service {
             process: std::process::id(),
             log: log.to_string_lossy().into_owned(),
         };
-        Service { volume, mount, events: Mutex::new(events), task: Mutex::default() }
+        Service { volume, mount, device: mounted.device, events: Mutex::new(events), task: Mutex::default() }
     }
 
     /// Ask the running task to stop and wait for it.
@@ -115,6 +117,9 @@ impl Service {
     }
 
     fn replace(&self, old: String, new: String, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<Value, String> {
+        if device_of(Path::new(&new)) == Some(self.device) {
+            return Err(format!("{new} lies in the volume that it is to hold, at {}; choose another place", self.mount.path));
+        }
         let volume = self.volume.clone();
         let work: Work =
             Box::new(move |tell| super::work::replace(volume.read().as_ref().ok_or(ENDING)?, &old, &new, tell));
@@ -127,6 +132,12 @@ impl Service {
         let hanging = outcome.recv().map_err(|_| ENDING)??;
         Ok(json!({ "hanging": hanging }))
     }
+}
+
+/// Device of the filesystem that `path` lies in, or would if it were made: `(major, minor)`.
+fn device_of(path: &Path) -> Option<(u32, u32)> {
+    let found = path.ancestors().find_map(|ancestor| std::fs::metadata(ancestor).ok())?;
+    Some((rustix::fs::major(found.dev()), rustix::fs::minor(found.dev())))
 }
 
 impl Control for Service {

@@ -49,6 +49,25 @@ fn a_mounted_volume_is_left_alone() {
     bed.umount_and_check();
 }
 
+/// Goal: a volume is never asked to hold its own replica: that would wait for itself.
+#[test]
+fn a_replica_inside_its_own_mount_is_refused() {
+    // SEMANTICS: REFUSE-1
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::mounted("64M");
+    fs::create_dir(bed.at("inside")).unwrap();
+    std::os::unix::fs::symlink(bed.at("inside"), bed.path().join("link")).unwrap();
+    let mnt = bed.mnt.to_str().unwrap();
+    for place in [bed.at("inside"), bed.at("inside/missing"), bed.path().join("link")] {
+        let words = ["replace", mnt, bed.b.to_str().unwrap(), place.to_str().unwrap()];
+        refused(bed.stablefs(words), "lies in the volume");
+    }
+    assert_eq!(fs::read_dir(bed.at("inside")).unwrap().count(), 0);
+    bed.umount_and_check();
+}
+
 impl Said {
     /// Not every mount is refused: undo one that was not, and hand on a refusal of something that is.
     fn code_is_ok_then_umount(self, bed: &Bed) -> Said {
