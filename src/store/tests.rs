@@ -112,6 +112,26 @@ fn items_and_data_survive_a_clean_close() {
 }
 
 #[test]
+fn blocks_of_a_file_are_never_counted_too_few() {
+    let rig = Rig::new(7, 2);
+    let (store, _) = rig.open(false).unwrap();
+    write(&store, 20, 0, 100, 1).unwrap();
+    store.commit(Force::IfChanged).unwrap();
+    for i in 0..12 {
+        write(&store, 20, 100 + i * 100, 100, 2).unwrap();
+        store.place_step().unwrap();
+    }
+    assert!(store.view().current.with_file(20, |file| file.segments.len()) == Some(1200), "they are in memory");
+    assert!(store.file_blocks(20).unwrap() >= 1300);
+    let mut t = store.begin(Need { items: 1, may_use_reserve: true, ..Need::default() }).unwrap();
+    t.punch(20, 0, 100);
+    t.commit();
+    assert!(store.file_blocks(20).unwrap() >= 1200, "what went is not taken from what came");
+    store.commit(Force::IfChanged).unwrap();
+    assert_eq!(store.file_blocks(20).unwrap(), 1200);
+}
+
+#[test]
 fn fsync_survives_the_loss_of_everything_unflushed() {
     let mut rig = Rig::new(2, 2);
     let (store, _) = rig.open(false).unwrap();
