@@ -288,6 +288,24 @@ fn a_full_volume_is_full_and_no_worse() {
     bed.umount_and_check();
 }
 
+/// Goal: a directory that is open lives on without its name, and goes when it is closed.
+#[test]
+fn an_open_directory_outlives_its_name() {
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::mounted("64M");
+    shell(
+        &bed.mnt,
+        "mkdir -p dir over empty; exec 3<dir; rmdir dir; [ \"$(stat -L -c '%h %F' /proc/self/fd/3)\" = '0 directory' ]
+         if touch /proc/self/fd/3/new 2>/dev/null; then echo made a name in it; exit 1; fi
+         exec 4<over; mv -T empty over; stat -L /proc/self/fd/4 >/dev/null; ls -a /proc/self/fd/4/ || true
+         exec 3<&- 4<&-; rmdir over",
+    )
+    .ok();
+    bed.umount_and_check();
+}
+
 /// Goal: what umount returned from is all there. Also: the daemon is gone then, and nothing is left mounted.
 #[test]
 fn umount_makes_durable_and_ends_the_daemon() {

@@ -220,8 +220,25 @@ impl fuser::Filesystem for Adapter {
         self.sync(ino, datasync, reply);
     }
 
-    fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::empty());
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // A handle keeps a directory that is removed meanwhile, as it does a file.
+        let answer = |reply: ReplyOpen, handle| reply.opened(FileHandle(handle), FopenFlags::empty());
+        self.now(reply, |to| to.open(ino.0, libc::O_RDONLY), answer);
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        let work = move |to: &dyn Requests| {
+            to.release(ino.0, handle.0);
+            Ok(())
+        };
+        self.now(reply, work, answer_empty);
     }
 
     fn readdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
