@@ -401,7 +401,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let work =
             move |to: &dyn Requests| i64::try_from(to.lseek(ino.0, offset, whence)?).map_err(|_| libc::EOVERFLOW);
-        self.now(reply, work, |reply, found| reply.offset(found));
+        self.data(reply, work, |reply, found| reply.offset(found));
     }
 
     fn copy_file_range(
