@@ -274,6 +274,8 @@ impl Filesystem {
     /// `done` is called once, perhaps on another thread. `datasync` needs no less: attributes travel with the log.
     pub fn fsync(&self, ino: u64, datasync: bool, done: Box<dyn FnOnce(Result<(), FsError>) + Send>) {
         let _ = datasync;
+        // The kernel has sent all its pages before it asks: those that come later were written later.
+        self.cache.entry(ino).state.lock().mtime_set = None;
         let failed = self.sync_failed.lock();
         if let Some(cause) = failed.get(&ino).or_else(|| failed.get(&u64::MAX)) {
             let error = FsError::SyncFailed(cause.clone());

@@ -85,8 +85,8 @@ impl Filesystem {
             apply_cut(change, ino, inode.size, &mut cut);
             let state = change.state(ino);
             state.mtime_set = match wanted.mtime {
-                Some(_) => state.writers > 0,
-                None => state.mtime_set && wanted.size.is_none(),
+                Some(_) => (state.writers > 0).then_some(now),
+                None => state.mtime_set.filter(|_| wanted.size.is_none()),
             };
             let inode = change.inode(ino)?;
             apply(inode, wanted, now);

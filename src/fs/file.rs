@@ -14,6 +14,7 @@ use super::lock::{Held, LockKey, Mode};
 use super::xattr::SYMLINK_TARGET;
 use super::{Filesystem, FsError, PIECE, S_IFLNK, S_IFMT};
 use crate::disk::buffer::Slice;
+use crate::format::item::Time;
 use crate::format::{BLOCK, FILE_SIZE_MAX, Inode, require};
 use crate::store::{Need, StoreError};
 use crate::sync::atomic::Ordering::Relaxed;
@@ -21,6 +22,15 @@ use std::sync::Arc;
 
 /// Most bytes that one call copies.
 const COPY_MAX: u64 = 8 << 20;
+
+/// How long the kernel may hold back pages that were written before a time was set by hand, s (it writes pages that are
+/// 30 s old every 5 s, both by default).
+const LATE_MAX_S: i64 = 60;
+
+/// Whether a page that comes `now` may have been written before the time was set by hand at `set`.
+fn is_late(set: Time, now: Time) -> bool {
+    (0..=LATE_MAX_S).contains(&now.sec.saturating_sub(set.sec))
+}
 
 /// How bytes come to be written.
 #[derive(Clone, Copy)]
@@ -68,7 +78,7 @@ impl Filesystem {
         state.opens -= 1;
         state.writers = state.writers.saturating_sub((handle & 1) as u32);
         if state.writers == 0 {
-            state.mtime_set = false;
+            state.mtime_set = None;
         }
         let ends = state.opens == 0 && state.inode.as_ref().is_some_and(|inode| inode.nlink == 0);
         drop(state);
@@ -197,8 +207,8 @@ impl Filesystem {
         self.change(held, need, &[entry], |change| {
             xattrs.apply(change, ino);
             let state = change.state(ino);
-            let keeps_time = how.from_cache && (self.options.writeback_cache || state.mtime_set);
-            state.mtime_set &= how.from_cache;
+            state.mtime_set = state.mtime_set.filter(|set| how.from_cache && is_late(*set, now));
+            let keeps_time = how.from_cache && (self.options.writeback_cache || state.mtime_set.is_some());
             let inode = change.inode(ino)?;
             let size_before = inode.size;
             inode.size = inode.size.max(offset + data.len() as u64);

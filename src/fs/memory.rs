@@ -32,6 +32,8 @@ pub struct MemoryStore {
     blocks: AtomicU64,
     fails_syncs: AtomicBool,
     read_only: AtomicBool,
+    /// How far the clock has been put forward, s.
+    passed: AtomicU64,
     lost: Mutex<BTreeSet<Key>>,
 }
 
@@ -60,6 +62,7 @@ impl MemoryStore {
             blocks: AtomicU64::new(1 << 20),
             fails_syncs: AtomicBool::new(false),
             read_only: AtomicBool::new(false),
+            passed: AtomicU64::new(0),
             lost: Mutex::default(),
         }
     }
@@ -72,6 +75,10 @@ impl MemoryStore {
     }
     pub fn set_read_only(&self) {
         self.read_only.store(true, SeqCst);
+    }
+    /// Put the clock forward.
+    pub fn pass(&self, seconds: u64) {
+        self.passed.fetch_add(seconds, SeqCst);
     }
     /// Set an item behind everybody's back.
     pub fn put(&self, key: Key, value: Vec<u8>) {
@@ -114,7 +121,8 @@ impl StoreApi for MemoryStore {
         [3, 4]
     }
     fn now(&self) -> Time {
-        self.world.now()
+        let now = self.world.now();
+        Time { sec: now.sec + self.passed.load(SeqCst) as i64, ..now }
     }
     fn mount_count(&self) -> u64 {
         1

@@ -382,6 +382,30 @@ fn late_pages_do_not_move_a_time_set_by_hand(rig: &Rig) {
     assert_ne!(fs.getattr(ino).unwrap().mtime, time);
 }
 
+/// Goal: a time set by hand holds for pages that were written before it, not for ever.
+#[test]
+fn a_time_set_by_hand_is_kept_from_late_pages_only() {
+    let (store, rig) = Rig::memory();
+    let fs = rig.mount();
+    let ino = file(&fs, b"f", b"f");
+    let _handle = fs.open(ino, libc::O_RDWR).unwrap();
+    let time = Time { sec: 5, nsec: 0 };
+    let wanted = SetAttr { mtime: Some(TimeOrNow::Time(time)), ..SetAttr::default() };
+    let from_cache = || {
+        fs.write(ino, 0, b"late", false, true).unwrap();
+        fs.getattr(ino).unwrap().mtime
+    };
+    fs.setattr(ino, &USER, &wanted).unwrap();
+    store.pass(59);
+    assert_eq!(from_cache(), time);
+    store.pass(2);
+    assert_ne!(from_cache(), time, "long after");
+    fs.setattr(ino, &USER, &wanted).unwrap();
+    assert_eq!(from_cache(), time);
+    fs.fsync(ino, false, Box::new(|outcome| outcome.unwrap()));
+    assert_ne!(from_cache(), time, "after an fsync");
+}
+
 fn access_times_are_relative_and_reach_the_store(rig: &Rig) {
     let fs = rig.mount();
     let ino = file(&fs, b"f", b"f");
