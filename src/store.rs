@@ -409,6 +409,7 @@ impl NodeStore for Store {
 
 enum FileChange {
     Pages { ino: u64, pages: Vec<(u64, Slice)>, size_before: u64 },
+    Resize { ino: u64, size: u64, edges: Vec<(u64, Slice)> },
     Punch { ino: u64, first: u64, end: u64 },
     Reserve { ino: u64, blocks: Vec<(u64, u64)> },
 }
@@ -432,10 +433,17 @@ impl Transaction<'_> {
     pub fn delete(&mut self, key: Key) {
         self.items.push((key, None));
     }
-    /// Write whole file blocks. `size_before`: size of the file before; no size beyond durable data is ever logged.
+    /// Write whole file blocks. `size_before`: size of the file before (`u64::MAX`: it does not grow by them); no size
+    /// beyond durable data is ever logged.
     pub fn write_pages(&mut self, ino: u64, pages: Vec<(u64, Slice)>, size_before: u64) {
         assert!(pages.iter().all(|(_, p)| p.len() == crate::format::BLOCK));
         self.files.push(FileChange::Pages { ino, pages, size_before });
+    }
+    /// The file gets `size` bytes, whatever is written; `edges` are whole file blocks that are zeros from its old or
+    /// new end on, and logged with the size.
+    pub fn resize(&mut self, ino: u64, size: u64, edges: Vec<(u64, Slice)>) {
+        assert!(edges.iter().all(|(_, p)| p.len() == crate::format::BLOCK));
+        self.files.push(FileChange::Resize { ino, size, edges });
     }
     /// File blocks `first..end` become a hole; `u64::MAX` is the end of all files.
     pub fn punch(&mut self, ino: u64, first: u64, end: u64) {
@@ -510,6 +518,7 @@ impl Transaction<'_> {
         for change in files {
             let pages = match change {
                 FileChange::Pages { ino, pages, size_before } => group.put_pages(ino, pages, size_before),
+                FileChange::Resize { ino, size, edges } => group.resize(ino, size, edges),
                 FileChange::Punch { ino, first, end } => group.punch(ino, first, end),
                 FileChange::Reserve { ino, blocks } => blocks
                     .into_iter()

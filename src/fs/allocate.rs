@@ -97,13 +97,12 @@ impl Filesystem {
                 transaction.reserve(ino, first, stop - first)?;
             }
             self.join(held, transaction, &[entry], |change| {
-                if !gap.is_empty() {
-                    change.write_pages(ino, gap, size);
-                }
                 let inode = change.inode(ino)?;
                 inode.ctime = now;
                 if !keeps_size {
                     inode.size = inode.size.max(end.min(stop * BLOCK as u64));
+                    let size = inode.size;
+                    change.resize(ino, size, gap);
                 }
                 Ok(())
             })?;
@@ -152,7 +151,7 @@ impl Filesystem {
                     change.punch(ino, first, stop);
                 }
                 if !pages.is_empty() {
-                    change.write_pages(ino, pages, size);
+                    change.write_pages(ino, pages, u64::MAX);
                 }
                 touch(change.inode(ino)?, now);
                 Ok(())

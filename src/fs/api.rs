@@ -58,8 +58,11 @@ pub trait TransactionApi {
     fn put(&mut self, key: Key, value: Vec<u8>);
     /// Remove an item.
     fn delete(&mut self, key: Key);
-    /// Set whole file blocks. `size_before`: size of the file before this change, in bytes.
+    /// Set whole file blocks. `size_before`: size of the file before this change, in bytes; `u64::MAX`: it does not
+    /// grow by them.
     fn write_pages(&mut self, ino: u64, pages: Vec<(u64, Slice)>, size_before: u64);
+    /// The file gets `size` bytes; `edges` are whole blocks that are zeros from its old or new end on.
+    fn resize(&mut self, ino: u64, size: u64, edges: Vec<(u64, Slice)>);
     /// Make file blocks `first..end` a hole.
     fn punch(&mut self, ino: u64, first: u64, end: u64);
     /// Turn what is a hole now among `blocks` blocks from `first` into reserved blocks. May read the disk.
@@ -130,6 +133,9 @@ impl TransactionApi for Transaction<'_> {
     }
     fn write_pages(&mut self, ino: u64, pages: Vec<(u64, Slice)>, size_before: u64) {
         Transaction::write_pages(self, ino, pages, size_before);
+    }
+    fn resize(&mut self, ino: u64, size: u64, edges: Vec<(u64, Slice)>) {
+        Transaction::resize(self, ino, size, edges);
     }
     fn punch(&mut self, ino: u64, first: u64, end: u64) {
         Transaction::punch(self, ino, first, end);

@@ -82,7 +82,9 @@ impl Filesystem {
         let now = self.store.now();
         let inode = self.change(&held, need, &[&entry], |change| {
             xattrs.apply(change, ino);
-            apply_cut(change, ino, inode.size, &mut cut);
+            if let Some(size) = wanted.size {
+                apply_cut(change, ino, size, &mut cut);
+            }
             let state = change.state(ino);
             state.mtime_set = match wanted.mtime {
                 Some(_) => (state.writers > 0).then_some(now),
@@ -228,14 +230,12 @@ fn check_resize(inode: &Inode, size: u64) -> Result<(), FsError> {
     if size > FILE_SIZE_MAX { Err(FsError::FileTooLarge) } else { Ok(()) }
 }
 
-fn apply_cut(change: &mut Change, ino: u64, size_before: u64, cut: &mut Cut) {
+fn apply_cut(change: &mut Change, ino: u64, size: u64, cut: &mut Cut) {
     let tail = std::mem::take(&mut cut.tail);
     for (first, end) in cut.pieces.drain(..) {
         change.punch(ino, first, end);
     }
-    if !tail.is_empty() {
-        change.write_pages(ino, tail, size_before);
-    }
+    change.resize(ino, size, tail);
 }
 
 /// What a change of owner or content by an ordinary user takes away.

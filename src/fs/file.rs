@@ -210,8 +210,9 @@ impl Filesystem {
             state.mtime_set = state.mtime_set.filter(|set| how.from_cache && is_late(*set, now));
             let keeps_time = how.from_cache && (self.options.writeback_cache || state.mtime_set.is_some());
             let inode = change.inode(ino)?;
-            let size_before = inode.size;
-            inode.size = inode.size.max(offset + data.len() as u64);
+            let end = offset + data.len() as u64;
+            let size_before = if end > inode.size { inode.size } else { u64::MAX };
+            inode.size = inode.size.max(end);
             if !keeps_time {
                 inode.mtime = now;
                 inode.ctime = now;

@@ -215,6 +215,9 @@ impl TransactionApi for MemoryTransaction<'_> {
         assert!(pages.len() <= 257, "a transaction writes at most 1 MiB");
         self.steps.push(Step::Write(ino, pages));
     }
+    fn resize(&mut self, ino: u64, size: u64, edges: Vec<(u64, Slice)>) {
+        self.write_pages(ino, edges, size);
+    }
     fn punch(&mut self, ino: u64, first: u64, end: u64) {
         self.steps.push(Step::Punch(ino, first, end));
     }

@@ -595,6 +595,86 @@ fn a_failed_change_leaves_memory_as_it_was() {
     rig.check();
 }
 
+/// A file made longer keeps its length if anything later survives, and shows zeros there: also where the last block held
+/// other bytes before, or was written to without an fsync.
+#[test]
+fn a_size_that_grew_survives_with_later_names() {
+    for way in 0..7 {
+        let rig = Rig::disks(way);
+        let fs = rig.mount();
+        let ino = file(&fs, b"f", &[0xaa; 3_000]);
+        let other = file(&fs, b"other", b"x");
+        fs.sync().unwrap();
+        let resize = |size| drop(fs.setattr(ino, &USER, &SetAttr { size: Some(size), ..SetAttr::default() }).unwrap());
+        let mut from = 3_000;
+        match way {
+            0 => resize(1 << 20),
+            1 => fs.fallocate(ino, 0, 1 << 20, 0).unwrap(),
+            2 => {
+                fs.write(ino, 0, &[0xaa; 10], false, false).unwrap();
+                resize(1 << 20);
+            }
+            3 => {
+                resize(100);
+                resize(1 << 20);
+                fs.write(ino, 50, &[0xaa; 10], false, false).unwrap();
+                from = 100;
+            }
+            4 => {
+                fs.fallocate(ino, 10, 20, PUNCH).unwrap();
+                fs.write(ino, 10, &[0xaa; 20], false, false).unwrap();
+                resize(1 << 20);
+            }
+            5 => {
+                fs.write(ino, 3_000, &[0xaa; 6_000], false, false).unwrap();
+                resize(2_000);
+                resize(1 << 20);
+                from = 2_000;
+            }
+            _ => {
+                resize(1_000);
+                resize(1 << 20);
+                rig.real.as_ref().unwrap().place_step().unwrap();
+                from = 1_000;
+            }
+        }
+        rename(&fs, (ROOT_INO, b"other"), (ROOT_INO, b"renamed"), 0).unwrap();
+        fs.fsync(other, false, Box::new(|outcome| outcome.unwrap()));
+        drop(fs);
+        let rig = rig.crash(crate::disk::sim::CrashPlan::DropAll, way);
+        let fs = rig.mount();
+        assert_eq!(fs.lookup(ROOT_INO, b"renamed").unwrap().ino, other);
+        let bytes = read_all(&fs, ino);
+        assert_eq!(bytes.len(), 1 << 20, "way {way}");
+        assert!(bytes[..from].iter().all(|byte| *byte == 0xaa || (way == 4 && *byte == 0)), "way {way}");
+        assert!(bytes[from..].iter().all(|byte| *byte == 0), "way {way}");
+        rig.check();
+    }
+}
+
+/// Bytes that were not made durable may be lost with the size that they gave the file, but do not turn up when it grows.
+#[test]
+fn bytes_beyond_a_size_that_was_cut_short_stay_away() {
+    let rig = Rig::disks(3);
+    let fs = rig.mount();
+    let ino = file(&fs, b"f", &[0xaa; 3_000]);
+    let other = file(&fs, b"other", b"x");
+    fs.sync().unwrap();
+    let resize = |fs: &Filesystem, size| {
+        fs.setattr(ino, &USER, &SetAttr { size: Some(size), ..SetAttr::default() }).unwrap();
+    };
+    fs.write(ino, 3_000, &[0xbb; 6_000], false, false).unwrap();
+    resize(&fs, 8_500);
+    resize(&fs, 1 << 20);
+    fs.fsync(other, false, Box::new(|outcome| outcome.unwrap()));
+    drop(fs);
+    let rig = rig.crash(crate::disk::sim::CrashPlan::DropAll, 3);
+    let fs = rig.mount();
+    assert_eq!(fs.getattr(ino).unwrap().size, 3_000);
+    resize(&fs, 20_000);
+    assert!(read_all(&fs, ino)[3_000..].iter().all(|byte| *byte == 0));
+}
+
 /// What was cut off does not come back, whatever of the cut survived a power cut.
 #[test]
 fn cut_bytes_stay_gone_after_a_power_cut() {
