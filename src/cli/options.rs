@@ -134,6 +134,7 @@ fn parse_word(word: &str, options: &mut MountOptions) -> Result<bool, String> {
     if name.starts_with("x-")
         || name.starts_with("X-")
         || name == "comment"
+        || name == "user" // mount(8) makes user=bob of it where bob may mount
         || (value.is_none() && IGNORED.contains(&name))
     {
         return Ok(true);
@@ -280,7 +281,7 @@ mod tests {
     #[test]
     fn a_list_as_fstab_has_it() {
         let options = parse(
-            "defaults,nofail,_netdev,user,x-systemd.requires-mounts-for=/d1,comment=hi,ro,degraded,deadline=500ms,\
+            "defaults,nofail,_netdev,user,user=bob,x-systemd.requires-mounts-for=/d1,comment=hi,ro,degraded,deadline=500ms,\
              fsname=a\\,b,writeback,threads=16,noatime,nodev,nosuid,noexec,allow_other,log=/tmp/l,subtype=",
         )
         .unwrap();
