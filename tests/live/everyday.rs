@@ -306,6 +306,46 @@ fn an_open_directory_outlives_its_name() {
     bed.umount_and_check();
 }
 
+/// Goal: a lazy unmount does not say that all is durable when it is not, and a signal meanwhile is not lost.
+#[test]
+fn a_lazy_umount_tells_of_failures_and_hears_signals() {
+    // SEMANTICS: DUR-4
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::mounted("64M");
+    let lazily = |bed: &Bed| bed.stablefs(["umount".as_ref(), "--lazy".as_ref(), bed.mnt.as_os_str()]);
+    let open = fs::File::create(bed.at("open")).unwrap();
+    let daemon = bed.daemon();
+    let pid = rustix::process::Pid::from_raw(daemon).unwrap();
+    let outcome = std::thread::scope(|scope| {
+        let umount = scope.spawn(|| lazily(&bed));
+        let until = Instant::now() + std::time::Duration::from_secs(60);
+        while !super::bed::mounts_in(bed.path()).is_empty() {
+            assert!(Instant::now() < until, "it is not detached");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        umount.join().unwrap()
+    });
+    outcome.ok();
+    let until = Instant::now() + std::time::Duration::from_secs(60);
+    while Path::new(&format!("/proc/{daemon}/exe")).exists() {
+        assert!(Instant::now() < until, "the daemon lives on with a file open, in spite of SIGTERM");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    drop(open);
+    bed.mount("").ok();
+    let open = fs::File::create(bed.at("open")).unwrap();
+    for replica in [&bed.a, &bed.b] {
+        fs::remove_file(replica.join("stablefs.data")).unwrap();
+    }
+    fs::write(bed.at("late"), bytes(1, 100_000)).unwrap();
+    let said = lazily(&bed);
+    assert!(said.code != 0 && said.err.contains("durable"), "{said}");
+    drop(open);
+}
+
 /// Goal: what umount returned from is all there. Also: the daemon is gone then, and nothing is left mounted.
 #[test]
 fn umount_makes_durable_and_ends_the_daemon() {
