@@ -94,7 +94,7 @@ impl Filesystem {
             apply(inode, wanted, now);
             Ok(inode.clone())
         })?;
-        self.attr_of(ino, &inode)
+        Ok(self.attr_after(ino, &inode))
     }
 
     /// Cut `ino` to `size`, holding it exclusively; for `O_TRUNC`.

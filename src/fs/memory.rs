@@ -8,7 +8,7 @@
 use super::api::{StoreApi, Synced, TransactionApi};
 use crate::disk::buffer::{Buf, Slice};
 use crate::format::item::Time;
-use crate::format::{BLOCK, Corrupt, FIRST_INO, Key};
+use crate::format::{BLOCK, Corrupt, FIRST_INO, ItemKind, Key};
 use crate::store::{Need, SpaceInfo, StoreError, Value};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -175,6 +175,7 @@ impl StoreApi for MemoryStore {
         Ok((block..).find(|block| !content.blocks.contains_key(&(ino, *block))).expect("files end"))
     }
     fn file_blocks(&self, ino: u64) -> Result<u64, StoreError> {
+        self.check_lost(Key::new(ino, ItemKind::FileMap, 0), Key::new(ino, ItemKind::FileMap, 1))?;
         Ok(self.content.lock().blocks.range((ino, 0)..=(ino, u64::MAX)).count() as u64)
     }
     fn begin(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError> {

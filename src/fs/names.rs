@@ -11,7 +11,7 @@
 use super::lock::{LockKey, Mode};
 use super::{Attr, DirEntry, Filesystem, FsError, Found as Listed, S_IFDIR};
 use crate::format::item::{COOKIE_END, COOKIE_MIN, Dirent, Time, name_cookie_base};
-use crate::format::{Inode, ItemKind, Key, NAME_MAX, ROOT_INO};
+use crate::format::{BLOCK, Inode, ItemKind, Key, NAME_MAX, ROOT_INO};
 
 /// Cookie of `.` in listings.
 const COOKIE_DOT: u64 = 1;
@@ -122,6 +122,13 @@ impl Filesystem {
     pub(super) fn attr_of(&self, ino: u64, inode: &Inode) -> Result<Attr, FsError> {
         let blocks = if inode.is_file() { self.store.file_blocks(ino)? } else { 0 };
         Ok(attr_with(ino, inode, blocks))
+    }
+
+    /// As [`Filesystem::attr_of`], after a change that is done: if the blocks cannot be counted, all are thought to be
+    /// there.
+    pub(super) fn attr_after(&self, ino: u64, inode: &Inode) -> Attr {
+        let attr = self.watch(ino, "counting the blocks of", self.attr_of(ino, inode));
+        attr.unwrap_or_else(|_| attr_with(ino, inode, inode.size.div_ceil(BLOCK as u64)))
     }
 
     /// At most `max` entries of `ino` after `after_cookie` (0: from the start), beginning with `.` and `..`.

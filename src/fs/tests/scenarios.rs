@@ -285,6 +285,26 @@ fn create_opens_what_is_there_unless_exclusive(rig: &Rig) {
     assert_ne!(first, second);
 }
 
+/// Goal: what was done is not answered with an error, and an error leaves no handle behind.
+#[test]
+fn blocks_that_cannot_be_counted_undo_nothing() {
+    let (store, rig) = Rig::memory();
+    let fs = rig.mount();
+    let next = store.new_ino() + 1;
+    store.lose(Key::new(next, ItemKind::FileMap, 0));
+    let (attr, handle) = fs.create(ROOT_INO, b"file", 0o600, libc::O_RDWR, &USER).unwrap();
+    assert_eq!((attr.ino, attr.blocks512), (next, 0));
+    assert_eq!(errno(fs.getattr(next)), libc::EIO);
+    assert_eq!(fs.link(next, ROOT_INO, b"second").unwrap().nlink, 2);
+    let mode = SetAttr { mode: Some(0o640), ..SetAttr::default() };
+    assert_eq!(fs.setattr(next, &USER, &mode).unwrap().mode, S_IFREG | 0o640);
+    assert_eq!(errno(fs.create(ROOT_INO, b"file", 0o600, libc::O_RDWR, &USER)), libc::EIO);
+    let (entry, _) = fs.load(next).unwrap();
+    assert_eq!(entry.state.lock().opens, 1);
+    fs.release(next, handle);
+    assert!(!entry.is_pinned());
+}
+
 fn renames_do_what_the_manual_says(rig: &Rig) {
     let fs = rig.mount();
     let a = fs.mkdir(ROOT_INO, b"a", 0o755, &USER).unwrap().ino;
