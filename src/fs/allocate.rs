@@ -86,7 +86,9 @@ impl Filesystem {
         while first < end_block {
             let stop = end_block.min(first + STEP_BLOCKS);
             let (blocks, runs) = self.holes(ino, first, stop)?;
-            let gap = std::mem::take(&mut gap);
+            let until = end.min(stop * BLOCK as u64);
+            let grows = !keeps_size && until > size;
+            let gap = if grows { std::mem::take(&mut gap) } else { vec![] };
             let items = 3 + runs + extents(blocks);
             let need = Need { items, data_blocks: blocks + gap.len() as u64, may_use_reserve: false };
             let now = self.store.now();
@@ -99,10 +101,10 @@ impl Filesystem {
             self.join(held, transaction, &[entry], |change| {
                 let inode = change.inode(ino)?;
                 inode.ctime = now;
-                if !keeps_size {
-                    inode.size = inode.size.max(end.min(stop * BLOCK as u64));
-                    let size = inode.size;
-                    change.resize(ino, size, gap);
+                if grows {
+                    inode.size = until;
+                    inode.mtime = now;
+                    change.resize(ino, until, gap);
                 }
                 Ok(())
             })?;

@@ -33,7 +33,7 @@ struct Cut {
 }
 
 impl Filesystem {
-    /// Change attributes of `ino`.
+    /// Change attributes of `ino`; its change time also if nothing else (`chown` to -1 and -1).
     pub fn setattr(&self, ino: u64, caller: &Caller, change: &SetAttr) -> Result<Attr, FsError> {
         // A truncate by an ordinary user takes suid and sgid away, whoever owns the file.
         let kills = change.kill_privileges || (change.size.is_some() && caller.uid != 0);
@@ -50,9 +50,6 @@ impl Filesystem {
         wanted.ctime.map_or(Ok(()), check_time)?;
         let held = self.locks.acquire(&[(LockKey::Inode(ino), Mode::Exclusive)]);
         let (entry, inode) = self.load(ino)?;
-        if *wanted == SetAttr::default() {
-            return self.attr_of(ino, &inode);
-        }
         if let Some(size) = wanted.size {
             check_resize(&inode, size)?;
         }

@@ -385,6 +385,25 @@ fn times_modes_and_owners(rig: &Rig) {
     assert_eq!(errno(fs.setattr(dir, &USER, &SetAttr { size: Some(1), ..SetAttr::default() })), libc::EISDIR);
 }
 
+#[test]
+fn what_changes_nothing_changes_the_change_time_and_what_adds_bytes_both() {
+    let (_, rig) = Rig::memory();
+    let fs = rig.mount();
+    let ino = file(&fs, b"f", b"f");
+    let before = fs.getattr(ino).unwrap();
+    let attr = fs.setattr(ino, &USER, &SetAttr::default()).unwrap();
+    assert!(attr.ctime > before.ctime);
+    assert_eq!(attr, Attr { ctime: attr.ctime, ..before });
+    fs.fallocate(ino, 0, 100, libc::FALLOC_FL_KEEP_SIZE).unwrap();
+    assert_eq!(fs.getattr(ino).unwrap().mtime, attr.mtime);
+    fs.fallocate(ino, 0, 100, 0).unwrap();
+    let longer = fs.getattr(ino).unwrap();
+    assert_eq!((longer.size, longer.mtime), (100, longer.ctime));
+    assert!(longer.mtime > attr.mtime);
+    fs.fallocate(ino, 0, 50, 0).unwrap();
+    assert_eq!(fs.getattr(ino).unwrap().mtime, longer.mtime);
+}
+
 fn late_pages_do_not_move_a_time_set_by_hand(rig: &Rig) {
     let fs = rig.mount();
     let ino = file(&fs, b"f", b"f");
