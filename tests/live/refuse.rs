@@ -3,6 +3,7 @@
 use super::bed::{Bed, Said, can_mount, fingerprint, is_root, program, run, shell};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::Command;
 
 #[track_caller]
@@ -66,6 +67,28 @@ fn a_replica_inside_its_own_mount_is_refused() {
     }
     assert_eq!(fs::read_dir(bed.at("inside")).unwrap().count(), 0);
     bed.umount_and_check();
+}
+
+/// Goal: `stablefs umount` leaves mounts of others alone, and does not take its own for others'.
+#[test]
+fn mounts_of_other_programs_are_left_alone() {
+    if !can_mount() || !is_root() {
+        println!("skipped: needs root, to take a socket away");
+        return;
+    }
+    let bed = Bed::formatted("32M");
+    let mounted = || !super::bed::mounts_in(bed.path()).is_empty();
+    bed.mount("subtype=other").ok();
+    super::bed::end(bed.daemon());
+    bed.umount().ok(); // its socket tells that it was ours
+    assert!(!mounted());
+    bed.mount("subtype=other").ok();
+    let socket = PathBuf::from(bed.status()["mount"]["log"].as_str().unwrap()).with_extension("sock");
+    super::bed::end(bed.daemon());
+    fs::remove_file(socket).unwrap();
+    refused(bed.umount(), "type fuse.other");
+    assert!(mounted(), "the dead mount of another program was detached");
+    super::bed::detach(&bed.mnt);
 }
 
 impl Said {
