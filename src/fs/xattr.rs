@@ -100,6 +100,19 @@ impl Filesystem {
 
     /// Set `name`. `flags`: 0, [`XATTR_CREATE`] or [`XATTR_REPLACE`].
     pub fn setxattr(&self, ino: u64, name: &[u8], value: &[u8], flags: i32, caller: &Caller) -> Result<(), FsError> {
+        self.setxattr_of_group(ino, name, value, flags, caller, &[])
+    }
+
+    /// As [`Filesystem::setxattr`], for a caller who is also in `groups`.
+    pub fn setxattr_of_group(
+        &self,
+        ino: u64,
+        name: &[u8],
+        value: &[u8],
+        flags: i32,
+        caller: &Caller,
+        groups: &[u32],
+    ) -> Result<(), FsError> {
         check_xattr_name(name)?;
         if value.len() > VALUE_BYTES_MAX {
             return Err(FsError::TooBig);
@@ -119,7 +132,7 @@ impl Filesystem {
             let acl = check_acl(&inode, name, value)?;
             if name == ACL_ACCESS {
                 mode = inode.mode & !0o777 | acl.mode_bits();
-                if caller.uid != 0 && caller.gid != inode.gid {
+                if caller.uid != 0 && caller.gid != inode.gid && !groups.contains(&inode.gid) {
                     mode &= !S_ISGID;
                 }
                 is_set = !acl.is_minimal();

@@ -388,6 +388,9 @@ fn rights_are_kept() {
          as dd if=/dev/zero of=suid bs=1 count=1 conv=notrunc status=none
          stat -c %a suid | grep -qx 777
          mkdir -m 2775 setgid; chgrp 4321 setgid; chmod 2775 setgid; mkdir setgid/below; touch setgid/file
+         touch mine; chown 65534:4321 mine; chmod 2755 mine
+         setpriv --reuid 65534 --regid 65534 --groups 4321 -- setfacl -m u:7:r mine; stat -c %a mine | grep -qx 2755
+         setpriv --reuid 65534 --regid 65534 --groups 4322 -- setfacl -m u:8:r mine; stat -c %a mine | grep -qx 755
          stat -c '%g %a' setgid/below | grep -qx '4321 2755'; stat -c %g setgid/file | grep -qx 4321",
     )
     .ok();

@@ -586,6 +586,12 @@ fn acls_and_modes_stay_in_step(rig: &Rig) {
     assert_eq!(fs.getattr(f.ino).unwrap().mode & 0o777, 0o451);
     assert_eq!(errno(fs.setxattr(f.ino, ACL_ACCESS, b"junk", 0, &USER)), libc::EINVAL);
     assert_eq!(errno(fs.setxattr(f.ino, ACL_DEFAULT, &named(7, 7, 7, 7, 7), 0, &USER)), libc::EPERM);
+    for (groups, keeps) in [(&[][..], false), (&[7, 555][..], true), (&[7][..], false)] {
+        let owner = SetAttr { gid: Some(555), mode: Some(0o2755), ..SetAttr::default() };
+        fs.setattr(f.ino, &Caller::default(), &owner).unwrap();
+        fs.setxattr_of_group(f.ino, ACL_ACCESS, &named(4, 7, 4, 5, 1), 0, &USER, groups).unwrap();
+        assert_eq!(fs.getattr(f.ino).unwrap().mode & S_ISGID != 0, keeps, "{groups:?}");
+    }
     fs.removexattr(f.ino, ACL_ACCESS).unwrap();
     fs.removexattr(f.ino, ACL_ACCESS).unwrap();
     assert_eq!(errno(fs.getxattr(f.ino, ACL_ACCESS)), libc::ENODATA);

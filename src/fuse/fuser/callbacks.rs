@@ -4,10 +4,11 @@
 //! *Not here*: threads, panics (`super`), translation (`words`).
 
 use super::words::{
-    Added, answer_attr, answer_empty, answer_entry, answer_xattr, bytes, caller, entry, kind_of, list, moment, plus, shown,
+    Added, answer_attr, answer_empty, answer_entry, answer_xattr, bytes, caller, entry, groups_of, kind_of, list, moment, plus,
+    shown,
 };
 use super::{Adapter, BACKGROUND_MAX, COPY_MAX, Matter, TRUST, capabilities};
-use crate::fs::SetAttr;
+use crate::fs::{ACL_ACCESS, SetAttr};
 use crate::fuse::{Requests, WriteKind, times};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, FopenFlags, INodeNo, IoctlFlags,
@@ -305,7 +306,9 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (name, value, who) = (bytes(name), value.to_vec(), caller(request, 0));
-        self.names(reply, move |to| to.setxattr(ino.0, &name, &value, flags, &who), answer_empty);
+        // Only this asks for them: whether an ACL takes setgid away.
+        let groups = if name == ACL_ACCESS && who.uid != 0 { groups_of(request.pid()) } else { vec![] };
+        self.names(reply, move |to| to.setxattr(ino.0, &name, &value, flags, (&who, &groups)), answer_empty);
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {

@@ -55,6 +55,13 @@ pub(super) fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), umask }
 }
 
+/// Supplementary groups of a process, as the kernel shows them; none if it cannot be seen (another namespace).
+pub(super) fn groups_of(process: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
+    line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
 pub(super) fn bytes(name: &OsStr) -> Vec<u8> {
     name.as_bytes().to_vec()
 }
