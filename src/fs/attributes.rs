@@ -198,11 +198,13 @@ impl XattrChange {
     pub(super) fn len(&self) -> u32 {
         (self.put.len() + self.delete.len()) as u32
     }
-    /// Do it. What is known of the attributes is looked up anew when something goes.
+    /// Do it. What is known of the attributes is looked up anew when something goes; whoever looks sees a change.
     pub(super) fn apply(self, change: &mut Change, ino: u64) {
+        if self.len() > 0 {
+            change.state(ino).facts_version += 1;
+        }
         if !self.delete.is_empty() {
             change.state(ino).facts = None;
-            change.state(ino).facts_version += 1;
         }
         for key in self.delete {
             change.delete(key);

@@ -15,7 +15,7 @@ use super::xattr::SYMLINK_TARGET;
 use super::{Filesystem, FsError, PIECE, S_IFLNK, S_IFMT};
 use crate::disk::buffer::Slice;
 use crate::format::item::Time;
-use crate::format::{BLOCK, FILE_SIZE_MAX, Inode, require};
+use crate::format::{BLOCK, FILE_SIZE_MAX, Inode, reject, require};
 use crate::store::{Need, StoreError};
 use crate::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
@@ -94,8 +94,11 @@ impl Filesystem {
         if inode.mode & S_IFMT != S_IFLNK {
             return Err(FsError::Invalid);
         }
-        let _held = self.locks.acquire(&[(LockKey::Inode(ino), Mode::Shared)]);
-        let target = self.watch(ino, "reading", self.xattr_value(ino, SYMLINK_TARGET))?.unwrap_or_default();
+        // No lock: a target never changes, it only goes with its link.
+        let Some(target) = self.watch(ino, "reading", self.xattr_value(ino, SYMLINK_TARGET))? else {
+            self.load(ino)?;
+            return Ok(reject("symbolic link", "has a target")?);
+        };
         require(target.len() as u64 == inode.size, "symbolic link", "has a target of its size")?;
         Ok(target)
     }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::format::{BLOCK, FILE_SIZE_MAX, LINK_MAX};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const BLOCK_U64: u64 = BLOCK as u64;
 
@@ -567,6 +568,49 @@ fn extended_attributes_of_all_lengths(rig: &Rig) {
     assert_eq!(fs.getxattr(ino, b"user.b").unwrap(), b"b");
     fs.unlink(ROOT_INO, b"f").unwrap();
     assert_eq!(rig.items().len(), 1);
+}
+
+/// Goal: what the kernel asks on threads that must stay free does not wait for a writer that waits for room.
+#[test]
+fn attributes_are_read_while_somebody_writes() {
+    let (_, rig) = Rig::memory();
+    let fs = rig.mount();
+    let ino = file(&fs, b"f", b"");
+    fs.setxattr(ino, b"user.a", &[5; 5_000], 0, &USER).unwrap();
+    let link = fs.symlink(ROOT_INO, b"link", b"target", &USER).unwrap().ino;
+    let keys = [ino, link].map(|ino| (lock::LockKey::Inode(ino), lock::Mode::Exclusive));
+    let held = fs.locks.acquire(&keys);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| sender.send((fs.getxattr(ino, b"user.a"), fs.listxattr(ino), fs.readlink(link))));
+        let answer = receiver.recv_timeout(std::time::Duration::from_secs(20));
+        drop(held); // or a failure would never end
+        let (value, names, target) = answer.expect("an answer while the inodes are locked");
+        assert_eq!((value.unwrap(), names.unwrap(), target.unwrap()), (vec![5; 5_000], b"user.a\0".to_vec(), b"target".to_vec()));
+    });
+}
+
+/// Goal: a value is read whole or not at all while it changes.
+#[test]
+fn attributes_are_read_whole_while_they_change() {
+    let (_, rig) = Rig::memory();
+    let fs = rig.mount();
+    let ino = file(&fs, b"f", b"");
+    let values = [vec![1; 10_000], vec![2; 3_000], vec![3; 60_000]];
+    fs.setxattr(ino, b"user.a", &values[0], 0, &USER).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..600 {
+                fs.setxattr(ino, b"user.a", &values[round % 3], 0, &USER).unwrap();
+            }
+            done.store(true, Ordering::SeqCst);
+        });
+        while !done.load(Ordering::SeqCst) {
+            let value = fs.getxattr(ino, b"user.a").unwrap();
+            assert!(values.contains(&value), "{} bytes", value.len());
+        }
+    });
 }
 
 fn acls_and_modes_stay_in_step(rig: &Rig) {
