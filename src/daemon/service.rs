@@ -113,7 +113,10 @@ impl Service {
 
     fn replace(&self, old: String, new: String, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<Value, String> {
         if device_of(Path::new(&new)) == Some(self.device) {
-            return Err(format!("{new} lies in the volume that it is to hold, at {}; choose another place", self.mount.path));
+            return Err(format!(
+                "{new} lies in the volume that it is to hold, at {}; choose another place",
+                self.mount.path
+            ));
         }
         let volume = self.volume.clone();
         let work: Work =

@@ -9,7 +9,7 @@
 //! *Not here*: changes of names (`make`, `remove`, `rename`).
 
 use super::lock::{LockKey, Mode};
-use super::{Attr, DirEntry, Filesystem, FsError, Found as Listed, S_IFDIR};
+use super::{Attr, DirEntry, Filesystem, Found as Listed, FsError, S_IFDIR};
 use crate::format::item::{COOKIE_END, COOKIE_MIN, Dirent, Time, name_cookie_base};
 use crate::format::{BLOCK, Inode, ItemKind, Key, NAME_MAX, ROOT_INO};
 

@@ -131,10 +131,7 @@ impl Filesystem {
         }
         let xattrs = if self.facts(entry)?.any { self.xattr_keys(entry.ino, 256)? } else { vec![] };
         // A file with very many attributes goes piece by piece.
-        Ok(Ending {
-            xattrs: (xattrs.len() < 256).then_some(xattrs),
-            content: inode.is_file(),
-        })
+        Ok(Ending { xattrs: (xattrs.len() < 256).then_some(xattrs), content: inode.is_file() })
     }
 
     /// What is left to do once the locks are released.

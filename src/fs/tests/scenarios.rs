@@ -586,7 +586,10 @@ fn attributes_are_read_while_somebody_writes() {
         let answer = receiver.recv_timeout(std::time::Duration::from_secs(20));
         drop(held); // or a failure would never end
         let (value, names, target) = answer.expect("an answer while the inodes are locked");
-        assert_eq!((value.unwrap(), names.unwrap(), target.unwrap()), (vec![5; 5_000], b"user.a\0".to_vec(), b"target".to_vec()));
+        assert_eq!(
+            (value.unwrap(), names.unwrap(), target.unwrap()),
+            (vec![5; 5_000], b"user.a\0".to_vec(), b"target".to_vec())
+        );
     });
 }
 

@@ -4,8 +4,8 @@
 //! *Not here*: threads, panics (`super`), translation (`words`).
 
 use super::words::{
-    Added, answer_attr, answer_empty, answer_entry, answer_xattr, bytes, caller, entry, groups_of, kind_of, list, moment, plus,
-    shown,
+    Added, answer_attr, answer_empty, answer_entry, answer_xattr, bytes, caller, entry, groups_of, kind_of, list,
+    moment, plus, shown,
 };
 use super::{Adapter, BACKGROUND_MAX, COPY_MAX, Matter, TRUST, capabilities};
 use crate::fs::{ACL_ACCESS, SetAttr};
@@ -227,14 +227,7 @@ impl fuser::Filesystem for Adapter {
         self.now(reply, |to| to.open(ino.0, libc::O_RDONLY), answer);
     }
 
-    fn releasedir(
-        &self,
-        _request: &Request,
-        ino: INodeNo,
-        handle: FileHandle,
-        _flags: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
+    fn releasedir(&self, _request: &Request, ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
         let work = move |to: &dyn Requests| {
             to.release(ino.0, handle.0);
             Ok(())
