@@ -50,10 +50,10 @@ impl Service {
 
     /// Ask the running task to stop and wait for it; no other one begins.
     pub fn stop_tasks(&self) {
-        if let Some(task) = self.tasks.end() {
-            if !task.wait(TASK_END_MAX) {
-                log::warn!("the {} does not stop", task.report().kind);
-            }
+        if let Some(task) = self.tasks.end()
+            && !task.wait(TASK_END_MAX)
+        {
+            log::warn!("the {} does not stop", task.report().kind);
         }
     }
 

@@ -582,7 +582,10 @@ fn attributes_are_read_while_somebody_writes() {
     let held = fs.locks.acquire(&keys);
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
-        scope.spawn(|| sender.send((fs.getxattr(ino, b"user.a"), fs.listxattr(ino), fs.readlink(link))));
+        scope.spawn(|| {
+            let answer = (fs.getxattr(ino, b"user.a"), fs.listxattr(ino), fs.readlink(link));
+            sender.send(answer).unwrap();
+        });
         let answer = receiver.recv_timeout(std::time::Duration::from_secs(20));
         drop(held); // or a failure would never end
         let (value, names, target) = answer.expect("an answer while the inodes are locked");
@@ -697,7 +700,9 @@ fn a_size_that_grew_survives_with_later_names() {
         let ino = file(&fs, b"f", &[0xaa; 3_000]);
         let other = file(&fs, b"other", b"x");
         fs.sync().unwrap();
-        let resize = |size| drop(fs.setattr(ino, &USER, &SetAttr { size: Some(size), ..SetAttr::default() }).unwrap());
+        let resize = |size| {
+            fs.setattr(ino, &USER, &SetAttr { size: Some(size), ..SetAttr::default() }).unwrap();
+        };
         let mut from = 3_000;
         match way {
             0 => resize(1 << 20),
