@@ -1,7 +1,8 @@
 //! fallocate: reserving, punching and zeroing ranges of a file.
 //!
 //! *Guarantees*: room is asked for before anything changes; a reserved block takes its data also on a full volume
-//! (the data goes elsewhere, out of the store's reserve; what was set aside comes back with the commit). Punched and zeroed bytes read as zeros at once. Ranges of more than 32 MiB go in pieces: a failure
+//! (the data goes elsewhere, out of a part of the reserve; what was set aside comes back with the commit). Punched and
+//! zeroed bytes read as zeros at once. Ranges of more than 32 MiB go in pieces: a failure
 //! or a crash in between leaves a shorter range done.
 //! *Assumes*: whoever makes a file longer zeroes the gap (`attributes`). *Fails when*: [`FsError::Unsupported`] for other modes,
 //! [`FsError::NotFile`], [`FsError::FileTooLarge`], no room. *Order*: the inode exclusively.

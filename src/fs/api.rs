@@ -42,6 +42,8 @@ pub trait StoreApi: Send + Sync {
     fn file_blocks(&self, ino: u64) -> Result<u64, StoreError>;
     /// Start a transaction; may wait for room.
     fn begin(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError>;
+    /// As [`StoreApi::begin`], for a write to blocks of which [`StoreApi::is_backed`] says yes: also on a full volume.
+    fn begin_overwrite(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError>;
     /// Make all metadata and the data of `ino` durable; `done` is called when that is so.
     fn fsync(&self, ino: u64, done: Synced);
     /// Make everything durable.
@@ -109,6 +111,9 @@ impl StoreApi for Store {
     }
     fn begin(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError> {
         Ok(Box::new(Store::begin(self, need)?))
+    }
+    fn begin_overwrite(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError> {
+        Ok(Box::new(Store::begin_overwrite(self, need)?))
     }
     fn fsync(&self, ino: u64, done: Synced) {
         Store::fsync(self, ino, done);

@@ -1,7 +1,8 @@
 //! Bytes of files: open, read, write, seek, copy.
 //!
 //! *Guarantees*: reads and writes of one inode exclude each other, so a read never sees half of a write of up to
-//! 1 MiB. A hole is reported only where no data can be, also not in dirty pages that the kernel still holds
+//! 1 MiB. Blocks that are there take new data also on a full volume (then in pieces of 64 KiB). A hole is reported
+//! only where no data can be, also not in dirty pages that the kernel still holds
 //! (trap 7). *Assumes*: the kernel gives the offset of `O_APPEND` writes.
 //! *Fails when*: [`FsError::FileTooLarge`], [`FsError::IsDirectory`], [`FsError::NoSuchOffset`], no room: a write
 //! of more than 1 MiB may then be cut short.
@@ -20,6 +21,8 @@ use crate::store::{Need, StoreError};
 use crate::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
+/// Bytes of one transaction that overwrites on a full volume.
+const PIECE_TIGHT: usize = 64 << 10;
 /// Most bytes that one call copies.
 const COPY_MAX: u64 = 8 << 20;
 
@@ -174,16 +177,33 @@ impl Filesystem {
             gap = self.zero_gap(entry.ino, size, offset)?;
         }
         let mut done = 0;
+        let mut most = PIECE;
         while done < length {
             let at = offset + done as u64;
-            let piece = (length - done).min(PIECE - at as usize % PIECE);
-            match self.write_piece(held, entry, (at, &data[done..done + piece]), std::mem::take(&mut gap), how) {
-                Ok(()) => done += piece,
+            let piece = (length - done).min(most - at as usize % most);
+            match self.write_piece(held, entry, (at, &data[done..done + piece]), gap.clone(), how) {
+                Ok(()) => {
+                    done += piece;
+                    gap.clear();
+                }
+                // What is lent to overwrites on a full volume is not much: take it again and again.
+                Err(FsError::Store(StoreError::NoSpace))
+                    if piece > PIECE_TIGHT && self.is_backed(entry.ino, at, PIECE_TIGHT)? =>
+                {
+                    most = PIECE_TIGHT;
+                }
                 Err(error) if done == 0 => return Err(error),
                 Err(_) => break,
             }
         }
         Ok(done)
+    }
+
+    /// Whether all of `length` bytes at `offset` go to blocks that are there, written or set aside.
+    fn is_backed(&self, ino: u64, offset: u64, length: usize) -> Result<bool, StoreError> {
+        let first = offset / BLOCK as u64;
+        let count = (offset + length as u64).div_ceil(BLOCK as u64) - first;
+        self.store.is_backed(ino, first, count as usize)
     }
 
     fn write_piece(
@@ -202,12 +222,11 @@ impl Filesystem {
         let mut pages = gap;
         pages.extend(self.store.prepare_pages(ino, offset, data)?);
         // What fallocate set aside must take its data, also where nothing is free (the gap's page is backed anyway).
-        let first = offset / BLOCK as u64;
-        let count = ((offset + data.len() as u64).div_ceil(BLOCK as u64) - first) as usize;
-        let is_backed = self.store.is_backed(ino, first, count)?;
-        let need = Need { items: 3 + xattrs.len(), data_blocks: pages.len() as u64, may_use_reserve: is_backed };
+        let is_backed = self.is_backed(ino, offset, data.len())?;
+        let need = Need { items: 3 + xattrs.len(), data_blocks: pages.len() as u64, may_use_reserve: false };
         let now = self.store.now();
-        self.change(held, need, &[entry], |change| {
+        let transaction = if is_backed { self.store.begin_overwrite(need)? } else { self.store.begin(need)? };
+        self.join(held, transaction, &[entry], |change| {
             xattrs.apply(change, ino);
             let state = change.state(ino);
             state.mtime_set = state.mtime_set.filter(|set| how.from_cache && is_late(*set, now));

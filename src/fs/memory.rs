@@ -187,6 +187,9 @@ impl StoreApi for MemoryStore {
         }
         Ok(Box::new(MemoryTransaction { store: self, need, steps: vec![] }))
     }
+    fn begin_overwrite(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError> {
+        self.begin(Need { may_use_reserve: true, ..need })
+    }
     fn fsync(&self, _ino: u64, done: Synced) {
         let fails = self.fails_syncs.load(SeqCst);
         done(if fails { Err(StoreError::Failed("told to".into())) } else { Ok(()) });
