@@ -1,9 +1,8 @@
 //! Bytes of files: open, read, write, seek, copy.
 //!
 //! *Guarantees*: reads and writes of one inode exclude each other, so a read never sees half of a write of up to
-//! 1 MiB. Blocks that are there take new data also on a full volume (then in pieces of 64 KiB). A hole is reported
-//! only where no data can be, also not in dirty pages that the kernel still holds
-//! (trap 7). *Assumes*: the kernel gives the offset of `O_APPEND` writes.
+//! 1 MiB. Blocks that are there take new data also on a full volume. A hole is reported only where no data can be, also
+//! not in dirty pages that the kernel still holds (trap 7). *Assumes*: the kernel gives the offset of `O_APPEND` writes.
 //! *Fails when*: [`FsError::FileTooLarge`], [`FsError::IsDirectory`], [`FsError::NoSuchOffset`], no room: a write
 //! of more than 1 MiB may then be cut short.
 //! *Order*: the inode shared for reading, exclusively for writing; pages are merged with what is there before the
@@ -21,8 +20,6 @@ use crate::store::{Need, StoreError};
 use crate::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
-/// Bytes of one transaction that overwrites on a full volume.
-const PIECE_TIGHT: usize = 64 << 10;
 /// Most bytes that one call copies.
 const COPY_MAX: u64 = 8 << 20;
 
@@ -177,21 +174,11 @@ impl Filesystem {
             gap = self.zero_gap(entry.ino, size, offset)?;
         }
         let mut done = 0;
-        let mut most = PIECE;
         while done < length {
             let at = offset + done as u64;
-            let piece = (length - done).min(most - at as usize % most);
-            match self.write_piece(held, entry, (at, &data[done..done + piece]), gap.clone(), how) {
-                Ok(()) => {
-                    done += piece;
-                    gap.clear();
-                }
-                // What is lent to overwrites on a full volume is not much: take it again and again.
-                Err(FsError::Store(StoreError::NoSpace))
-                    if piece > PIECE_TIGHT && self.is_backed(entry.ino, at, PIECE_TIGHT)? =>
-                {
-                    most = PIECE_TIGHT;
-                }
+            let piece = (length - done).min(PIECE - at as usize % PIECE);
+            match self.write_piece(held, entry, (at, &data[done..done + piece]), std::mem::take(&mut gap), how) {
+                Ok(()) => done += piece,
                 Err(error) if done == 0 => return Err(error),
                 Err(_) => break,
             }

@@ -17,8 +17,11 @@ impl Store {
     /// As [`Store::begin`], for data blocks that replace others, which come back with the commit: so a part of the
     /// reserve may be lent to them. Deletes must not miss it: it is a smaller part than theirs.
     pub fn begin_overwrite(&self, need: Need) -> Result<Transaction<'_>, StoreError> {
+        /// One piece of file data with its edges, and nodes.
+        const PIECE_BLOCKS: u64 = 272;
         let reserve = self.reserve_blocks();
-        self.begin_keeping(need, reserve - reserve / 4)
+        let lent = if reserve / 3 >= PIECE_BLOCKS { (reserve / 4).max(PIECE_BLOCKS) } else { reserve / 4 };
+        self.begin_keeping(need, reserve - lent)
     }
 
     /// Begin a change that leaves `kept` blocks of the reserve alone.
