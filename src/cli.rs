@@ -229,12 +229,13 @@ pub(crate) struct FsckArgs {
 
 /// Run the command that `words` (with the program's name first) ask for; returns the exit code.
 pub fn run(words: Vec<OsString>) -> u8 {
-    let (words, program) = translate(words);
+    let words = translate(words);
+    let is_fsck = words.get(1).is_some_and(|word| word == "fsck");
     let cli = match Cli::try_parse_from(words) {
         Ok(cli) => cli,
         Err(error) => {
             let _ = error.print(); // nobody to tell
-            let usage = if program == "fsck.stablefs" { offline::FSCK_USAGE } else { USAGE };
+            let usage = if is_fsck { offline::FSCK_USAGE } else { USAGE };
             return if error.use_stderr() { usage } else { 0 };
         }
     };
@@ -274,10 +275,9 @@ pub(crate) fn complain(text: &str) {
 }
 
 /// Other names of this program become commands, and `stablefs /a:/b /mnt` (what mount.fuse calls) becomes a mount.
-fn translate(mut words: Vec<OsString>) -> (Vec<OsString>, String) {
+fn translate(mut words: Vec<OsString>) -> Vec<OsString> {
     let program = words.first().and_then(|first| Path::new(first).file_name()).unwrap_or_default();
-    let program = program.to_string_lossy().into_owned();
-    let command = match program.as_str() {
+    let command = match &*program.to_string_lossy() {
         "mkfs.stablefs" => Some("format"),
         "fsck.stablefs" => Some("fsck"),
         "mount.stablefs" | "mount.fuse.stablefs" => Some("mount"),
@@ -296,7 +296,7 @@ fn translate(mut words: Vec<OsString>) -> (Vec<OsString>, String) {
         }
         (None, false) => words[0] = name,
     }
-    (words, program)
+    words
 }
 
 /// Replicas as typed: several words, or one `/a:/b` that is no path itself.
@@ -320,7 +320,7 @@ mod tests {
     use super::*;
 
     fn parse(line: &[&str]) -> Result<Command, clap::Error> {
-        let (words, _) = translate(line.iter().map(OsString::from).collect());
+        let words = translate(line.iter().map(OsString::from).collect());
         Cli::try_parse_from(words).map(|cli| cli.command)
     }
 

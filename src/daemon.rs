@@ -67,6 +67,17 @@ pub(crate) enum Event {
     },
 }
 
+/// What came of waiting for the kernel to let go of a mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Waited {
+    /// It did.
+    Ended,
+    /// It did not, and a signal came that asks for the end all the same.
+    Signalled,
+    /// It did not: files are open.
+    StillThere,
+}
+
 /// The volume as the threads of the daemon share it; `None` once it is closed.
 pub(crate) type SharedVolume = Arc<RwLock<Option<Volume>>>;
 
@@ -119,7 +130,10 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
         ..OpenOptions::default()
     };
     let volume = Volume::open(&replicas, &open).map_err(|error| say(&error))?;
-    let filesystem_options = FsOptions { noatime: job.options.no_access_times, writeback_cache: job.options.writeback };
+    let filesystem_options = FsOptions {
+        noatime: job.options.no_access_times || job.options.read_only,
+        writeback_cache: job.options.writeback,
+    };
     let filesystem = match Filesystem::new(volume.store.clone(), filesystem_options) {
         Ok(filesystem) => Arc::new(filesystem),
         Err(error) => return Err(abandon(volume, format!("the root directory cannot be read: {error}"))),
@@ -236,7 +250,7 @@ impl Running {
                 }
                 Ok(Event::Signal(signal)) => {
                     log::info!("signal {signal}: unmounting");
-                    self.commit_before_end();
+                    let _ = self.commit_before_end(); // it comes again at the close, and is told there
                     if let Err(MountError::Busy(_)) = self.mounted.unmount(false) {
                         log::warn!("files are open: they answer ENOTCONN from now on");
                         if let Err(error) = self.mounted.unmount(true) {
@@ -247,13 +261,13 @@ impl Running {
                     return self.finish();
                 }
                 Ok(Event::Umount { lazy, answer }) => {
-                    self.commit_before_end();
+                    let committed = self.commit_before_end();
                     if let Err(error) = self.mounted.unmount(lazy) {
                         let _ = answer.send(Err(error.to_string())); // the client may have gone
                         continue;
                     }
-                    if lazy && !self.wait_for_session() {
-                        let _ = answer.send(Ok(Vec::new()));
+                    if lazy && self.wait_for_session() == Waited::StillThere {
+                        let _ = answer.send(committed.map(|()| Vec::new()));
                         continue; // open files stay usable; the session ends with the last of them
                     }
                     self.wait_for_session();
@@ -263,31 +277,39 @@ impl Running {
         }
     }
 
-    /// Make the last commit short. Its errors come again at the close, and are told there.
-    fn commit_before_end(&self) {
-        if let Some(volume) = &*self.volume.read()
-            && let Err(error) = volume.store.sync()
-        {
+    /// Make the last commit short.
+    fn commit_before_end(&self) -> Result<(), String> {
+        let Some(volume) = &*self.volume.read() else { return Ok(()) };
+        volume.store.sync().map_err(|error| {
             log::error!("commit before unmounting: {error}");
-        }
+            format!("detached, but the last changes could not be made durable: {error}")
+        })
     }
 
-    /// Wait a little for the kernel to let go; whether it did.
-    fn wait_for_session(&self) -> bool {
+    /// Wait a little for the kernel to let go.
+    fn wait_for_session(&self) -> Waited {
         if self.session.is_ended() {
-            return true;
+            return Waited::Ended;
         }
+        let mut signalled = false;
         let until = std::time::Instant::now() + SESSION_END_MAX;
         while let Ok(event) = self.events.recv_timeout(until.saturating_duration_since(std::time::Instant::now())) {
             match event {
-                Event::SessionEnded => return true,
-                Event::Signal(_) => {}
+                Event::SessionEnded => return Waited::Ended,
+                Event::Signal(signal) => {
+                    log::info!("signal {signal}: ending");
+                    signalled = true;
+                }
                 Event::Umount { answer, .. } => {
                     let _ = answer.send(Err("the daemon is ending already".into()));
                 }
             }
         }
-        self.session.is_ended()
+        match (self.session.is_ended(), signalled) {
+            (true, _) => Waited::Ended,
+            (false, true) => Waited::Signalled,
+            (false, false) => Waited::StillThere,
+        }
     }
 
     fn finish(self) -> Result<(), String> {

@@ -29,7 +29,7 @@ mod file;
 mod lock;
 mod make;
 #[cfg(test)]
-mod memory;
+pub(crate) mod memory;
 mod names;
 mod reclaim;
 mod remove;
@@ -153,6 +153,19 @@ pub struct DirEntry {
     pub name: Vec<u8>,
     /// Attributes, if they were asked for and the inode is still there. Never for `.` and `..`.
     pub attr: Option<Attr>,
+    /// What the attributes are worth.
+    pub found: Found,
+}
+
+/// What became of the inode of a listed name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// Its attributes are true (or nobody asked).
+    Whole,
+    /// It cannot be read: only number and type of the attributes are known, and nobody should remember the others.
+    Damaged,
+    /// It has gone since its name was read.
+    Gone,
 }
 
 /// Room and limits, as statvfs(3) shows them.
@@ -261,6 +274,8 @@ impl Filesystem {
     /// `done` is called once, perhaps on another thread. `datasync` needs no less: attributes travel with the log.
     pub fn fsync(&self, ino: u64, datasync: bool, done: Box<dyn FnOnce(Result<(), FsError>) + Send>) {
         let _ = datasync;
+        // The kernel has sent all its pages before it asks: those that come later were written later.
+        self.cache.entry(ino).state.lock().mtime_set = None;
         let failed = self.sync_failed.lock();
         if let Some(cause) = failed.get(&ino).or_else(|| failed.get(&u64::MAX)) {
             let error = FsError::SyncFailed(cause.clone());

@@ -82,8 +82,8 @@ pub trait Requests: Send + Sync + 'static {
     fn readdir(&self, ino: u64, after_cookie: u64, max: usize, with_attr: bool) -> Result<Vec<DirEntry>, Errno>;
     /// STATFS.
     fn statfs(&self) -> StatFs;
-    /// SETXATTR.
-    fn setxattr(&self, ino: u64, name: &[u8], value: &[u8], flags: i32, caller: &Caller) -> Result<(), Errno>;
+    /// SETXATTR by somebody who is also in `groups`.
+    fn setxattr(&self, ino: u64, name: &[u8], value: &[u8], flags: i32, asks: (&Caller, &[u32])) -> Result<(), Errno>;
     /// GETXATTR.
     fn getxattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>, Errno>;
     /// LISTXATTR: names, each ended by a NUL.
@@ -160,8 +160,8 @@ impl Requests for Filesystem {
     fn statfs(&self) -> StatFs {
         self.statfs()
     }
-    fn setxattr(&self, ino: u64, name: &[u8], value: &[u8], flags: i32, caller: &Caller) -> Result<(), Errno> {
-        code(self.setxattr(ino, name, value, flags, caller))
+    fn setxattr(&self, ino: u64, name: &[u8], value: &[u8], flags: i32, asks: (&Caller, &[u32])) -> Result<(), Errno> {
+        code(self.setxattr_of_group(ino, name, value, flags, asks.0, asks.1))
     }
     fn getxattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>, Errno> {
         code(self.getxattr(ino, name))

@@ -149,8 +149,17 @@ pub fn mount(plan: &MountPlan) -> Result<(OwnedFd, Mounted), MountError> {
         Some(descriptor) => (descriptor, false),
         None => (helper::mount(plan)?, true),
     };
-    let entries =
-        table::read().map_err(|error| MountError::Refused(format!("cannot read the table of mounts: {error}")))?;
+    let entries = match table::read() {
+        Ok(entries) => entries,
+        Err(error) => {
+            drop(descriptor); // ends the session, so that nothing waits for an answer
+            let left = match detach(&plan.mountpoint, by_helper, true) {
+                Ok(()) => String::new(),
+                Err(why) => format!("; and a dead mount stays behind: {why}"),
+            };
+            return Err(MountError::Refused(format!("cannot read the table of mounts: {error}{left}")));
+        }
+    };
     let Some(entry) = table::at(&entries, &plan.mountpoint).filter(|entry| entry.is_fuse()) else {
         return Err(MountError::Refused(format!(
             "the mount at {} vanished as soon as it was made; is another program unmounting it?",
@@ -238,15 +247,20 @@ impl Mounted {
                 path = self.path.display()
             )));
         }
-        if self.by_helper {
-            return helper::unmount(&self.path, lazy);
-        }
-        let how = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
-        match rustix::mount::unmount(&self.path, how | UnmountFlags::NOFOLLOW) {
-            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
-            Err(Errno::BUSY) => Err(MountError::Busy(self.path.clone())),
-            Err(error) => Err(MountError::Refused(format!("cannot unmount {}: {error}", self.path.display()))),
-        }
+        detach(&self.path, self.by_helper, lazy)
+    }
+}
+
+/// Unmount what is on top at `path`; the caller knows what that is.
+fn detach(path: &Path, by_helper: bool, lazy: bool) -> Result<(), MountError> {
+    if by_helper {
+        return helper::unmount(path, lazy);
+    }
+    let how = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    match rustix::mount::unmount(path, how | UnmountFlags::NOFOLLOW) {
+        Ok(()) | Err(Errno::INVAL | Errno::NOENT) => Ok(()),
+        Err(Errno::BUSY) => Err(MountError::Busy(path.to_owned())),
+        Err(error) => Err(MountError::Refused(format!("cannot unmount {}: {error}", path.display()))),
     }
 }
 

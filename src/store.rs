@@ -13,6 +13,7 @@
 //!
 //! A read asks: open group, closing group, committed tree. All three are pinned by the [`View`] that it holds.
 
+pub mod begin;
 pub mod check;
 pub mod commit;
 pub mod convert;
@@ -278,92 +279,6 @@ impl Store {
         self.room.1.notify_all();
     }
 
-    /// Begin a change. Waits for memory and space, never while joined; nothing has changed if it fails.
-    pub fn begin(&self, need: Need) -> Result<Transaction<'_>, StoreError> {
-        if self.options.read_only {
-            return Err(StoreError::ReadOnly);
-        }
-        self.check_alive()?;
-        if need.data_blocks > self.space.free().saturating_add(self.freed_waiting()) {
-            return Err(StoreError::NoSpace);
-        }
-        self.wait_for_memory(need)?;
-        self.promised.fetch_add(need.data_blocks, Ordering::Relaxed);
-        let transaction =
-            Transaction { store: self, promised: need.data_blocks, items: Vec::new(), files: Vec::new(), inodes: 0 };
-        self.wait_for_space(need)?;
-        Ok(transaction)
-    }
-
-    /// Nodes that may be rewritten before the group must close, given what is free.
-    fn changes_max(&self) -> u64 {
-        (self.space.free_backed().saturating_sub(self.pages.load(Ordering::Relaxed)) / 8).max(16)
-    }
-
-    fn wait_for_memory(&self, need: Need) -> Result<(), StoreError> {
-        let first = self.view().current.txg;
-        loop {
-            self.check_alive()?;
-            let seen = *self.room.0.lock();
-            let group = self.view().current.clone();
-            // A reservation of many blocks holds no memory: half of the bound stands for it.
-            let pages = self.pages.load(Ordering::Relaxed) + need.data_blocks.min(self.options.pages_max / 2);
-            let many_pages = pages > self.options.pages_max;
-            let many_items = group.bytes.load(Ordering::Relaxed) > self.options.items_bytes_max
-                || group.placed.load(Ordering::Relaxed) > 2 * self.options.placed_max;
-            // Space is short: what the commit of this group rewrites must fit. One commit is waited for.
-            let tight = group.txg == first && group.changes.load(Ordering::Relaxed) > self.changes_max();
-            if pages > self.options.pages_start {
-                self.engine.want_place();
-            }
-            if many_items || tight || self.log.is_crowded() {
-                self.engine.want_commit();
-            }
-            if !(many_pages || many_items || tight) {
-                return Ok(());
-            }
-            drop(group);
-            if self.engine.is_running() {
-                let mut count = self.room.0.lock();
-                if *count == seen {
-                    self.room.1.wait_for(&mut count, std::time::Duration::from_millis(100));
-                }
-            } else {
-                self.commit(commit::Force::IfChanged)?;
-            }
-        }
-    }
-
-    fn wait_for_space(&self, need: Need) -> Result<(), StoreError> {
-        let reserve = self.reserve_blocks();
-        let kept = if need.may_use_reserve { reserve / 4 } else { reserve };
-        for round in 0..5 {
-            // The promise of this change is counted in `taken` already.
-            if self.space.ensure_backed(&self.mirror, self.taken(reserve))? {
-                return Ok(());
-            }
-            let taken = self.taken(kept);
-            let have = self.space.free_backed();
-            if have >= taken {
-                return Ok(());
-            }
-            let waiting = self.freed_waiting();
-            if round == 4 || waiting == 0 {
-                break;
-            }
-            self.commit(commit::Force::Reclaim)?;
-        }
-        Err(StoreError::NoSpace)
-    }
-
-    /// Blocks that the next commits may give back: dead lists, and whatever the open groups free.
-    fn freed_waiting(&self) -> u64 {
-        let view = self.view();
-        let dead: u64 = view.committed.root.dead.iter().map(|d| d.blocks).sum();
-        let open: u64 = view.groups().map(|g| u64::from(!g.is_empty())).sum();
-        dead + open
-    }
-
     /// The checker counted the inodes: the next root says so.
     pub fn correct_inodes(&self, count: u64) {
         self.inodes.store(count, Ordering::Relaxed);
@@ -409,6 +324,7 @@ impl NodeStore for Store {
 
 enum FileChange {
     Pages { ino: u64, pages: Vec<(u64, Slice)>, size_before: u64 },
+    Resize { ino: u64, size: u64, edges: Vec<(u64, Slice)> },
     Punch { ino: u64, first: u64, end: u64 },
     Reserve { ino: u64, blocks: Vec<(u64, u64)> },
 }
@@ -432,10 +348,17 @@ impl Transaction<'_> {
     pub fn delete(&mut self, key: Key) {
         self.items.push((key, None));
     }
-    /// Write whole file blocks. `size_before`: size of the file before; no size beyond durable data is ever logged.
+    /// Write whole file blocks. `size_before`: size of the file before (`u64::MAX`: it does not grow by them); no size
+    /// beyond durable data is ever logged.
     pub fn write_pages(&mut self, ino: u64, pages: Vec<(u64, Slice)>, size_before: u64) {
         assert!(pages.iter().all(|(_, p)| p.len() == crate::format::BLOCK));
         self.files.push(FileChange::Pages { ino, pages, size_before });
+    }
+    /// The file gets `size` bytes, whatever is written; `edges` are whole file blocks that are zeros from its old or
+    /// new end on, and logged with the size.
+    pub fn resize(&mut self, ino: u64, size: u64, edges: Vec<(u64, Slice)>) {
+        assert!(edges.iter().all(|(_, p)| p.len() == crate::format::BLOCK));
+        self.files.push(FileChange::Resize { ino, size, edges });
     }
     /// File blocks `first..end` become a hole; `u64::MAX` is the end of all files.
     pub fn punch(&mut self, ino: u64, first: u64, end: u64) {
@@ -510,6 +433,7 @@ impl Transaction<'_> {
         for change in files {
             let pages = match change {
                 FileChange::Pages { ino, pages, size_before } => group.put_pages(ino, pages, size_before),
+                FileChange::Resize { ino, size, edges } => group.resize(ino, size, edges),
                 FileChange::Punch { ino, first, end } => group.punch(ino, first, end),
                 FileChange::Reserve { ino, blocks } => blocks
                     .into_iter()

@@ -106,3 +106,13 @@ fn a_replica_in_use_is_refused() {
     }
     held.close();
 }
+
+#[test]
+fn fsck_says_wrong_usage_as_fsck_does() {
+    let scratch = Scratch::new();
+    for words in [&["fsck"][..], &["fsck", "-n", "-y", "a", "b"], &["fsck", "--bogus", "a", "b"]] {
+        assert_eq!(scratch.run(words).status.code(), Some(16), "{words:?}");
+    }
+    assert_eq!(scratch.run(&["fsck", "--help"]).status.code(), Some(0));
+    assert_eq!(scratch.run(&["format", "--bogus"]).status.code(), Some(2));
+}

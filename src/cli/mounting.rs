@@ -3,7 +3,7 @@
 //! *Guarantees*: as the commands say in `cli`. *Assumes*: nothing. *Fails when*: one line. *Order*: for `umount`: hold on
 //! to the daemon's process, ask, hang up, wait for its end. *Not here*: the daemon.
 
-use super::options::{self, MountOptions};
+use super::options::{self, MountOptions, Unknown};
 use super::{MountArgs, UmountArgs, complain, replicas_of, talk};
 use crate::control::{CallError, Request};
 use crate::daemon::{self, Job, journal, launch, report::shell_word};
@@ -42,11 +42,9 @@ pub(super) fn mount(args: &MountArgs) -> Result<(), String> {
 
 fn job(args: &MountArgs) -> Result<Job, String> {
     let mut options = MountOptions::default();
+    let unknown = if args.sloppy { Unknown::Ignore } else { Unknown::Refuse };
     for list in &args.options {
-        let parsed = options::parse_list(list, &mut options);
-        if let (Err(error), false) = (parsed, args.sloppy) {
-            return Err(error);
-        }
+        options::parse_list(list, unknown, &mut options)?;
     }
     options.foreground |= args.foreground;
     let (mountpoint, replicas) = args.places.split_last().ok_or("give replicas and a mount point")?;

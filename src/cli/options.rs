@@ -103,20 +103,30 @@ const IGNORED: &[&str] = &[
 const KNOWN: &str = "ro, rw, degraded, accept_stale, allow_other, deadline=, fsname=, subtype=, writeback, threads=, noatime, log=, \
                      foreground, dev, nodev, suid, nosuid, exec, noexec";
 
+/// What to do with options that nobody knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unknown {
+    /// Say no.
+    Refuse,
+    /// Leave them out, and only them (`mount -s`).
+    Ignore,
+}
+
 /// Read one `-o` list into `options`; later words win. A comma inside a value is written `\,`.
 ///
 /// # Errors
-/// An unknown option or a value that means nothing.
-pub fn parse_list(list: &str, options: &mut MountOptions) -> Result<(), String> {
+/// An unknown option, unless such are ignored, or a value that means nothing.
+pub fn parse_list(list: &str, unknown: Unknown, options: &mut MountOptions) -> Result<(), String> {
     for word in split_escaped(list, ',') {
-        if !word.is_empty() {
-            parse_word(&word, options)?;
+        if !word.is_empty() && !parse_word(&word, options)? && unknown == Unknown::Refuse {
+            return Err(format!("unknown option \"{word}\"; known are: {KNOWN}"));
         }
     }
     Ok(())
 }
 
-fn parse_word(word: &str, options: &mut MountOptions) -> Result<(), String> {
+/// Read one option; false: nobody knows it.
+fn parse_word(word: &str, options: &mut MountOptions) -> Result<bool, String> {
     let (name, value) = match word.split_once('=') {
         Some((name, value)) => (name, Some(value)),
         None => (word, None),
@@ -124,9 +134,10 @@ fn parse_word(word: &str, options: &mut MountOptions) -> Result<(), String> {
     if name.starts_with("x-")
         || name.starts_with("X-")
         || name == "comment"
+        || name == "user" // mount(8) makes user=bob of it where bob may mount
         || (value.is_none() && IGNORED.contains(&name))
     {
-        return Ok(());
+        return Ok(true);
     }
     match (name, value) {
         ("ro", None) => options.read_only = true,
@@ -152,9 +163,9 @@ fn parse_word(word: &str, options: &mut MountOptions) -> Result<(), String> {
         ("deadline" | "fsname" | "subtype" | "threads" | "log", _) => {
             return Err(format!("option {name} needs a value: -o {name}=…"));
         }
-        _ => return Err(format!("unknown option \"{word}\"; known are: {KNOWN}")),
+        _ => return Ok(false),
     }
-    Ok(())
+    Ok(true)
 }
 
 fn parse_threads(text: &str) -> Result<usize, String> {
@@ -264,13 +275,13 @@ mod tests {
 
     fn parse(list: &str) -> Result<MountOptions, String> {
         let mut options = MountOptions::default();
-        parse_list(list, &mut options).map(|()| options)
+        parse_list(list, Unknown::Refuse, &mut options).map(|()| options)
     }
 
     #[test]
     fn a_list_as_fstab_has_it() {
         let options = parse(
-            "defaults,nofail,_netdev,user,x-systemd.requires-mounts-for=/d1,comment=hi,ro,degraded,deadline=500ms,\
+            "defaults,nofail,_netdev,user,user=bob,x-systemd.requires-mounts-for=/d1,comment=hi,ro,degraded,deadline=500ms,\
              fsname=a\\,b,writeback,threads=16,noatime,nodev,nosuid,noexec,allow_other,log=/tmp/l,subtype=",
         )
         .unwrap();
@@ -304,6 +315,15 @@ mod tests {
             assert!(error.contains(word), "{list}: {error}");
             assert!(!error.contains('\n'), "{list}: more than one line");
         }
+    }
+
+    #[test]
+    fn sloppy_leaves_out_what_nobody_knows_and_nothing_else() {
+        let mut options = MountOptions::default();
+        parse_list("bogus,ro,also=bogus,degraded", Unknown::Ignore, &mut options).unwrap();
+        assert!(options.read_only && options.degraded);
+        let error = parse_list("bogus,deadline=soon", Unknown::Ignore, &mut options).unwrap_err();
+        assert!(error.contains("soon"), "{error}");
     }
 
     #[test]

@@ -15,8 +15,13 @@ use std::path::{Path, PathBuf};
 /// The mount that `path` lies in.
 pub(super) fn find(path: &Path) -> Result<Entry, String> {
     let entries = table::read().map_err(|error| format!("cannot read the table of mounts: {error}"))?;
-    let named = |path: PathBuf| table::containing(&entries, &path).filter(|entry| entry.is_fuse()).cloned();
+    let named = |path: PathBuf| table::containing(&entries, &path).filter(|entry| place::is_ours(entry)).cloned();
     let lexical = table::lexical(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    if let Some(other) = table::containing(&entries, &lexical).filter(|entry| entry.is_fuse() && !place::is_ours(entry))
+    {
+        // Nothing in it is looked at: its daemon may hang.
+        return Err(format!("{} is in a mount of type {}, not in one of stablefs", path.display(), other.kind));
+    }
     named(lexical.clone())
         .or_else(|| {
             let parent = lexical.parent()?.canonicalize().ok()?;

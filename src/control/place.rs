@@ -65,6 +65,15 @@ pub fn name(device: (u32, u32), extension: &str) -> String {
     format!("{}-{}.{extension}", device.0, device.1)
 }
 
+/// Whether a mount is one of ours, dead or alive: by its type, or (where `subtype=` made that another) by the control
+/// socket of its device. Nobody is asked.
+pub fn is_ours(entry: &Entry) -> bool {
+    let uid = entry.owner().unwrap_or(0);
+    let mut places = candidates(uid).into_iter().filter(|place| is_private(place, uid));
+    entry.kind == "fuse.stablefs"
+        || (entry.is_fuse() && places.any(|place| place.join(name(entry.device, "sock")).symlink_metadata().is_ok()))
+}
+
 /// Connect to the daemon of a mount.
 ///
 /// # Errors

@@ -5,14 +5,15 @@
 //! and exclusively only at the end, when tasks have been asked to stop. *Not here*: the protocol (`control`).
 
 use super::report::{self, MountReport, Report};
-use super::task::{Task, TaskReport, Work};
+use super::task::{NotBegun, Task, TaskReport, Tasks, Work};
 use super::{Event, Job, SharedVolume};
 use crate::control::{Control, Progress, Request, ScrubAction};
 use crate::mount::Mounted;
 use crate::world::{Machine, World};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
@@ -25,8 +26,9 @@ const ENDING: &str = "the daemon is ending";
 pub struct Service {
     volume: SharedVolume,
     mount: MountReport,
+    device: (u32, u32),
     events: Mutex<Sender<Event>>,
-    task: Mutex<Option<Arc<Task>>>,
+    tasks: Tasks,
 }
 
 fn now_ns() -> i64 {
@@ -43,23 +45,22 @@ impl Service {
             process: std::process::id(),
             log: log.to_string_lossy().into_owned(),
         };
-        Service { volume, mount, events: Mutex::new(events), task: Mutex::default() }
+        Service { volume, mount, device: mounted.device, events: Mutex::new(events), tasks: Tasks::default() }
     }
 
-    /// Ask the running task to stop and wait for it.
+    /// Ask the running task to stop and wait for it; no other one begins.
     pub fn stop_tasks(&self) {
-        if let Some(task) = self.task.lock().take() {
-            task.stop();
-            if !task.wait(TASK_END_MAX) {
-                log::warn!("the {} does not stop", task.report().kind);
-            }
+        if let Some(task) = self.tasks.end()
+            && !task.wait(TASK_END_MAX)
+        {
+            log::warn!("the {} does not stop", task.report().kind);
         }
     }
 
     fn status(&self) -> Result<Value, String> {
         let volume = self.volume.try_read().ok_or(ENDING)?;
         let volume = volume.as_ref().ok_or(ENDING)?;
-        let task: Option<TaskReport> = self.task.lock().as_ref().map(|task| task.report());
+        let task: Option<TaskReport> = self.tasks.current().map(|task| task.report());
         let report: Report = report::make(volume, self.mount.clone(), task);
         serde_json::to_value(report).map_err(|error| error.to_string())
     }
@@ -73,21 +74,17 @@ impl Service {
 
     /// Begin a task, unless another one runs.
     fn begin(&self, kind: &str, work: Work) -> Result<Arc<Task>, String> {
-        let mut current = self.task.lock();
-        if let Some(task) = current.as_ref().filter(|task| task.is_running()) {
-            return Err(format!(
-                "a {} is running; see how far: stablefs status {}",
-                task.report().kind,
-                self.mount.path
-            ));
-        }
-        let task = Task::begin(kind, now_ns, work)?;
-        *current = Some(task.clone());
-        Ok(task)
+        self.tasks.begin(kind, now_ns, work).map_err(|why| match why {
+            NotBegun::Busy(other) => {
+                format!("a {other} is running; see how far: stablefs status {}", self.mount.path)
+            }
+            NotBegun::Ending => ENDING.into(),
+            NotBegun::Failed(text) => text,
+        })
     }
 
     fn running(&self, kind: &str) -> Option<Arc<Task>> {
-        self.task.lock().clone().filter(|task| task.is_running() && task.report().kind == kind)
+        self.tasks.current().filter(|task| task.is_running() && task.report().kind == kind)
     }
 
     fn scrub(&self, action: ScrubAction, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<Value, String> {
@@ -99,7 +96,7 @@ impl Service {
                 self.begin("scrub", work)?.follow(progress)
             }
             (ScrubAction::Status, _) => {
-                let task = self.task.lock().as_ref().map(|task| task.report()).filter(|task| task.kind == "scrub");
+                let task = self.tasks.current().map(|task| task.report()).filter(|task| task.kind == "scrub");
                 let task = task.ok_or_else(|| {
                     format!("no scrub since the mount; start one: stablefs scrub {}", self.mount.path)
                 })?;
@@ -115,6 +112,12 @@ impl Service {
     }
 
     fn replace(&self, old: String, new: String, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<Value, String> {
+        if device_of(Path::new(&new)) == Some(self.device) {
+            return Err(format!(
+                "{new} lies in the volume that it is to hold, at {}; choose another place",
+                self.mount.path
+            ));
+        }
         let volume = self.volume.clone();
         let work: Work =
             Box::new(move |tell| super::work::replace(volume.read().as_ref().ok_or(ENDING)?, &old, &new, tell));
@@ -127,6 +130,12 @@ impl Service {
         let hanging = outcome.recv().map_err(|_| ENDING)??;
         Ok(json!({ "hanging": hanging }))
     }
+}
+
+/// Device of the filesystem that `path` lies in, or would if it were made: `(major, minor)`.
+fn device_of(path: &Path) -> Option<(u32, u32)> {
+    let found = path.ancestors().find_map(|ancestor| std::fs::metadata(ancestor).ok())?;
+    Some((rustix::fs::major(found.dev()), rustix::fs::minor(found.dev())))
 }
 
 impl Control for Service {

@@ -39,6 +39,56 @@ pub struct TaskReport {
 /// The work of a task: gets a function to report with, which says false when it is to stop.
 pub type Work = Box<dyn FnOnce(&mut dyn FnMut(Progress) -> bool) -> Result<Value, String> + Send>;
 
+/// The task of a mount: at most one runs, and none begins once the end has begun.
+#[derive(Default)]
+pub struct Tasks {
+    current: Mutex<Option<Arc<Task>>>,
+    /// Changed and asked under the lock of `current`.
+    ending: AtomicBool,
+}
+
+impl Tasks {
+    /// Begin `work`.
+    ///
+    /// # Errors
+    /// Another task runs, the end has begun, or no thread can be had.
+    pub fn begin(&self, kind: &str, now_ns: fn() -> i64, work: Work) -> Result<Arc<Task>, NotBegun> {
+        let mut current = self.current.lock();
+        if self.ending.load(Ordering::Relaxed) {
+            return Err(NotBegun::Ending);
+        }
+        if let Some(task) = current.as_ref().filter(|task| task.is_running()) {
+            return Err(NotBegun::Busy(task.report().kind));
+        }
+        let task = Task::begin(kind, now_ns, work).map_err(NotBegun::Failed)?;
+        *current = Some(task.clone());
+        Ok(task)
+    }
+
+    /// The task that runs or ran last.
+    pub fn current(&self) -> Option<Arc<Task>> {
+        self.current.lock().clone()
+    }
+
+    /// Let no task begin from now on; gives the one to wait for.
+    pub fn end(&self) -> Option<Arc<Task>> {
+        let mut current = self.current.lock();
+        self.ending.store(true, Ordering::Relaxed);
+        current.take().inspect(|task| task.stop())
+    }
+}
+
+/// Why a task did not begin.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NotBegun {
+    /// One of this kind runs.
+    Busy(String),
+    /// The daemon is ending.
+    Ending,
+    /// No thread can be had.
+    Failed(String),
+}
+
 /// A task, running or ended.
 pub struct Task {
     report: Mutex<TaskReport>,
@@ -163,6 +213,25 @@ mod tests {
         assert_eq!(result, Ok(Value::from(42)));
         assert!(told > 0 && !task.is_running());
         assert_eq!(task.report().state, "done");
+    }
+
+    #[test]
+    fn one_task_at_a_time_and_none_after_the_end_has_begun() {
+        let tasks = Tasks::default();
+        let until_stopped: fn() -> Work = || {
+            Box::new(|tell| {
+                while tell(Progress::default()) {
+                    std::thread::yield_now();
+                }
+                Ok(Value::Null)
+            })
+        };
+        let first = tasks.begin("scrub", now, until_stopped()).unwrap();
+        assert_eq!(tasks.begin("replace", now, until_stopped()).err(), Some(NotBegun::Busy("scrub".into())));
+        let ended = tasks.end().unwrap();
+        assert!(Arc::ptr_eq(&first, &ended) && ended.wait(Duration::from_secs(60)));
+        let late = tasks.begin("replace", now, Box::new(|_| Ok(Value::Null)));
+        assert_eq!(late.err(), Some(NotBegun::Ending), "it would hold the volume that is to be closed");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! fallocate: reserving, punching and zeroing ranges of a file.
 //!
-//! *Guarantees*: room is asked for before anything changes; a reserved block takes its data without asking for
-//! room again. Punched and zeroed bytes read as zeros at once. Ranges of more than 32 MiB go in pieces: a failure
+//! *Guarantees*: room is asked for before anything changes; a reserved block takes its data also on a full volume
+//! (the data goes elsewhere, out of a part of the reserve; what was set aside comes back with the commit). Punched and
+//! zeroed bytes read as zeros at once. Ranges of more than 32 MiB go in pieces: a failure
 //! or a crash in between leaves a shorter range done.
 //! *Assumes*: whoever makes a file longer zeroes the gap (`attributes`). *Fails when*: [`FsError::Unsupported`] for other modes,
 //! [`FsError::NotFile`], [`FsError::FileTooLarge`], no room. *Order*: the inode exclusively.
@@ -86,7 +87,9 @@ impl Filesystem {
         while first < end_block {
             let stop = end_block.min(first + STEP_BLOCKS);
             let (blocks, runs) = self.holes(ino, first, stop)?;
-            let gap = std::mem::take(&mut gap);
+            let until = end.min(stop * BLOCK as u64);
+            let grows = !keeps_size && until > size;
+            let gap = if grows { std::mem::take(&mut gap) } else { vec![] };
             let items = 3 + runs + extents(blocks);
             let need = Need { items, data_blocks: blocks + gap.len() as u64, may_use_reserve: false };
             let now = self.store.now();
@@ -97,13 +100,12 @@ impl Filesystem {
                 transaction.reserve(ino, first, stop - first)?;
             }
             self.join(held, transaction, &[entry], |change| {
-                if !gap.is_empty() {
-                    change.write_pages(ino, gap, size);
-                }
                 let inode = change.inode(ino)?;
                 inode.ctime = now;
-                if !keeps_size {
-                    inode.size = inode.size.max(end.min(stop * BLOCK as u64));
+                if grows {
+                    inode.size = until;
+                    inode.mtime = now;
+                    change.resize(ino, until, gap);
                 }
                 Ok(())
             })?;
@@ -152,7 +154,7 @@ impl Filesystem {
                     change.punch(ino, first, stop);
                 }
                 if !pages.is_empty() {
-                    change.write_pages(ino, pages, size);
+                    change.write_pages(ino, pages, u64::MAX);
                 }
                 touch(change.inode(ino)?, now);
                 Ok(())

@@ -32,6 +32,8 @@ pub trait StoreApi: Send + Sync {
     fn read_file(&self, ino: u64, offset: u64, out: &mut [u8]) -> Result<(), StoreError>;
     /// Full pages that hold `data` at `offset`, edges merged with what is there.
     fn prepare_pages(&self, ino: u64, offset: u64, data: &[u8]) -> Result<Vec<(u64, Slice)>, StoreError>;
+    /// Whether each of `count` file blocks from `first` has an address of its own, written or set aside.
+    fn is_backed(&self, ino: u64, first: u64, count: usize) -> Result<bool, StoreError>;
     /// First file block at or after `block` that is not a hole.
     fn next_data(&self, ino: u64, block: u64) -> Result<Option<u64>, StoreError>;
     /// First file block at or after `block` that is a hole.
@@ -40,6 +42,8 @@ pub trait StoreApi: Send + Sync {
     fn file_blocks(&self, ino: u64) -> Result<u64, StoreError>;
     /// Start a transaction; may wait for room.
     fn begin(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError>;
+    /// As [`StoreApi::begin`], for a write to blocks of which [`StoreApi::is_backed`] says yes: also on a full volume.
+    fn begin_overwrite(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError>;
     /// Make all metadata and the data of `ino` durable; `done` is called when that is so.
     fn fsync(&self, ino: u64, done: Synced);
     /// Make everything durable.
@@ -56,8 +60,11 @@ pub trait TransactionApi {
     fn put(&mut self, key: Key, value: Vec<u8>);
     /// Remove an item.
     fn delete(&mut self, key: Key);
-    /// Set whole file blocks. `size_before`: size of the file before this change, in bytes.
+    /// Set whole file blocks. `size_before`: size of the file before this change, in bytes; `u64::MAX`: it does not
+    /// grow by them.
     fn write_pages(&mut self, ino: u64, pages: Vec<(u64, Slice)>, size_before: u64);
+    /// The file gets `size` bytes; `edges` are whole blocks that are zeros from its old or new end on.
+    fn resize(&mut self, ino: u64, size: u64, edges: Vec<(u64, Slice)>);
     /// Make file blocks `first..end` a hole.
     fn punch(&mut self, ino: u64, first: u64, end: u64);
     /// Turn what is a hole now among `blocks` blocks from `first` into reserved blocks. May read the disk.
@@ -90,6 +97,9 @@ impl StoreApi for Store {
     fn prepare_pages(&self, ino: u64, offset: u64, data: &[u8]) -> Result<Vec<(u64, Slice)>, StoreError> {
         Store::prepare_pages(self, ino, offset, data)
     }
+    fn is_backed(&self, ino: u64, first: u64, count: usize) -> Result<bool, StoreError> {
+        Store::is_backed(self, ino, first, count)
+    }
     fn next_data(&self, ino: u64, block: u64) -> Result<Option<u64>, StoreError> {
         Store::next_data(self, ino, block)
     }
@@ -101,6 +111,9 @@ impl StoreApi for Store {
     }
     fn begin(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError> {
         Ok(Box::new(Store::begin(self, need)?))
+    }
+    fn begin_overwrite(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError> {
+        Ok(Box::new(Store::begin_overwrite(self, need)?))
     }
     fn fsync(&self, ino: u64, done: Synced) {
         Store::fsync(self, ino, done);
@@ -125,6 +138,9 @@ impl TransactionApi for Transaction<'_> {
     }
     fn write_pages(&mut self, ino: u64, pages: Vec<(u64, Slice)>, size_before: u64) {
         Transaction::write_pages(self, ino, pages, size_before);
+    }
+    fn resize(&mut self, ino: u64, size: u64, edges: Vec<(u64, Slice)>) {
+        Transaction::resize(self, ino, size, edges);
     }
     fn punch(&mut self, ino: u64, first: u64, end: u64) {
         Transaction::punch(self, ino, first, end);

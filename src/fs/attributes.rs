@@ -33,7 +33,7 @@ struct Cut {
 }
 
 impl Filesystem {
-    /// Change attributes of `ino`.
+    /// Change attributes of `ino`; its change time also if nothing else (`chown` to -1 and -1).
     pub fn setattr(&self, ino: u64, caller: &Caller, change: &SetAttr) -> Result<Attr, FsError> {
         // A truncate by an ordinary user takes suid and sgid away, whoever owns the file.
         let kills = change.kill_privileges || (change.size.is_some() && caller.uid != 0);
@@ -50,9 +50,6 @@ impl Filesystem {
         wanted.ctime.map_or(Ok(()), check_time)?;
         let held = self.locks.acquire(&[(LockKey::Inode(ino), Mode::Exclusive)]);
         let (entry, inode) = self.load(ino)?;
-        if *wanted == SetAttr::default() {
-            return self.attr_of(ino, &inode);
-        }
         if let Some(size) = wanted.size {
             check_resize(&inode, size)?;
         }
@@ -82,17 +79,19 @@ impl Filesystem {
         let now = self.store.now();
         let inode = self.change(&held, need, &[&entry], |change| {
             xattrs.apply(change, ino);
-            apply_cut(change, ino, inode.size, &mut cut);
+            if let Some(size) = wanted.size {
+                apply_cut(change, ino, size, &mut cut);
+            }
             let state = change.state(ino);
             state.mtime_set = match wanted.mtime {
-                Some(_) => state.writers > 0,
-                None => state.mtime_set && wanted.size.is_none(),
+                Some(_) => (state.writers > 0).then_some(now),
+                None => state.mtime_set.filter(|_| wanted.size.is_none()),
             };
             let inode = change.inode(ino)?;
             apply(inode, wanted, now);
             Ok(inode.clone())
         })?;
-        self.attr_of(ino, &inode)
+        Ok(self.attr_after(ino, &inode))
     }
 
     /// Cut `ino` to `size`, holding it exclusively; for `O_TRUNC`.
@@ -199,11 +198,13 @@ impl XattrChange {
     pub(super) fn len(&self) -> u32 {
         (self.put.len() + self.delete.len()) as u32
     }
-    /// Do it. What is known of the attributes is looked up anew when something goes.
+    /// Do it. What is known of the attributes is looked up anew when something goes; whoever looks sees a change.
     pub(super) fn apply(self, change: &mut Change, ino: u64) {
+        if self.len() > 0 {
+            change.state(ino).facts_version += 1;
+        }
         if !self.delete.is_empty() {
             change.state(ino).facts = None;
-            change.state(ino).facts_version += 1;
         }
         for key in self.delete {
             change.delete(key);
@@ -228,14 +229,12 @@ fn check_resize(inode: &Inode, size: u64) -> Result<(), FsError> {
     if size > FILE_SIZE_MAX { Err(FsError::FileTooLarge) } else { Ok(()) }
 }
 
-fn apply_cut(change: &mut Change, ino: u64, size_before: u64, cut: &mut Cut) {
+fn apply_cut(change: &mut Change, ino: u64, size: u64, cut: &mut Cut) {
     let tail = std::mem::take(&mut cut.tail);
     for (first, end) in cut.pieces.drain(..) {
         change.punch(ino, first, end);
     }
-    if !tail.is_empty() {
-        change.write_pages(ino, tail, size_before);
-    }
+    change.resize(ino, size, tail);
 }
 
 /// What a change of owner or content by an ordinary user takes away.

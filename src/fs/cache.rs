@@ -10,6 +10,7 @@
 //! *Not here*: what the attributes mean.
 
 use crate::format::Inode;
+use crate::format::item::Time;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU32, Ordering, Ordering::Relaxed, fence};
 use std::collections::{HashMap, VecDeque};
@@ -47,9 +48,9 @@ pub struct State {
     pub opens: u32,
     /// Open handles that can write.
     pub writers: u32,
-    /// The modification time was set by hand while somebody can have it mapped for writing: late writes from the
-    /// page cache do not move it (trap 10).
-    pub mtime_set: bool,
+    /// When the modification time was set by hand, while somebody can have it mapped for writing: writes from the
+    /// page cache that come soon after it do not move it (trap 10).
+    pub mtime_set: Option<Time>,
     /// The access time here is newer than the one in the store.
     pub atime_waits: bool,
 }
@@ -70,6 +71,11 @@ impl Entry {
     /// Keep the entry until [`Entry::unpin`].
     pub fn pin(&self) {
         self.pins.fetch_add(1, Relaxed);
+    }
+    /// Whether there is a reason to keep it.
+    #[cfg(test)]
+    pub fn is_pinned(&self) -> bool {
+        self.pins.load(Relaxed) > 0
     }
     /// Undo one [`Entry::pin`].
     pub fn unpin(&self) {

@@ -102,10 +102,16 @@ impl<'a> Change<'a> {
         self.transaction.delete(key);
     }
 
-    /// Set whole blocks of `ino`.
+    /// Set whole blocks of `ino`. `size_before`: its size, bytes; `u64::MAX` if it does not grow by them.
     pub(super) fn write_pages(&mut self, ino: u64, pages: Vec<(u64, Slice)>, size_before: u64) {
         self.check(Key::new(ino, ItemKind::Extent, 0));
         self.transaction.write_pages(ino, pages, size_before);
+    }
+
+    /// `ino` gets `size` bytes; `edges` are whole blocks that are zeros from its old or new end on.
+    pub(super) fn resize(&mut self, ino: u64, size: u64, edges: Vec<(u64, Slice)>) {
+        self.check(Key::new(ino, ItemKind::Extent, 0));
+        self.transaction.resize(ino, size, edges);
     }
 
     /// Make blocks `first..end` of `ino` a hole.

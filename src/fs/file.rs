@@ -1,8 +1,8 @@
 //! Bytes of files: open, read, write, seek, copy.
 //!
 //! *Guarantees*: reads and writes of one inode exclude each other, so a read never sees half of a write of up to
-//! 1 MiB. A hole is reported only where no data can be, also not in dirty pages that the kernel still holds
-//! (trap 7). *Assumes*: the kernel gives the offset of `O_APPEND` writes.
+//! 1 MiB. Blocks that are there take new data also on a full volume. A hole is reported only where no data can be, also
+//! not in dirty pages that the kernel still holds (trap 7). *Assumes*: the kernel gives the offset of `O_APPEND` writes.
 //! *Fails when*: [`FsError::FileTooLarge`], [`FsError::IsDirectory`], [`FsError::NoSuchOffset`], no room: a write
 //! of more than 1 MiB may then be cut short.
 //! *Order*: the inode shared for reading, exclusively for writing; pages are merged with what is there before the
@@ -14,13 +14,23 @@ use super::lock::{Held, LockKey, Mode};
 use super::xattr::SYMLINK_TARGET;
 use super::{Filesystem, FsError, PIECE, S_IFLNK, S_IFMT};
 use crate::disk::buffer::Slice;
-use crate::format::{BLOCK, FILE_SIZE_MAX, Inode, require};
+use crate::format::item::Time;
+use crate::format::{BLOCK, FILE_SIZE_MAX, Inode, reject, require};
 use crate::store::{Need, StoreError};
 use crate::sync::atomic::Ordering::Relaxed;
 use std::sync::Arc;
 
 /// Most bytes that one call copies.
 const COPY_MAX: u64 = 8 << 20;
+
+/// How long the kernel may hold back pages that were written before a time was set by hand, s (it writes pages that are
+/// 30 s old every 5 s, both by default).
+const LATE_MAX_S: i64 = 60;
+
+/// Whether a page that comes `now` may have been written before the time was set by hand at `set`.
+fn is_late(set: Time, now: Time) -> bool {
+    (0..=LATE_MAX_S).contains(&now.sec.saturating_sub(set.sec))
+}
 
 /// How bytes come to be written.
 #[derive(Clone, Copy)]
@@ -68,7 +78,7 @@ impl Filesystem {
         state.opens -= 1;
         state.writers = state.writers.saturating_sub((handle & 1) as u32);
         if state.writers == 0 {
-            state.mtime_set = false;
+            state.mtime_set = None;
         }
         let ends = state.opens == 0 && state.inode.as_ref().is_some_and(|inode| inode.nlink == 0);
         drop(state);
@@ -84,8 +94,11 @@ impl Filesystem {
         if inode.mode & S_IFMT != S_IFLNK {
             return Err(FsError::Invalid);
         }
-        let _held = self.locks.acquire(&[(LockKey::Inode(ino), Mode::Shared)]);
-        let target = self.watch(ino, "reading", self.xattr_value(ino, SYMLINK_TARGET))?.unwrap_or_default();
+        // No lock: a target never changes, it only goes with its link.
+        let Some(target) = self.watch(ino, "reading", self.xattr_value(ino, SYMLINK_TARGET))? else {
+            self.load(ino)?;
+            return Ok(reject("symbolic link", "has a target")?);
+        };
         require(target.len() as u64 == inode.size, "symbolic link", "has a target of its size")?;
         Ok(target)
     }
@@ -173,6 +186,13 @@ impl Filesystem {
         Ok(done)
     }
 
+    /// Whether all of `length` bytes at `offset` go to blocks that are there, written or set aside.
+    fn is_backed(&self, ino: u64, offset: u64, length: usize) -> Result<bool, StoreError> {
+        let first = offset / BLOCK as u64;
+        let count = (offset + length as u64).div_ceil(BLOCK as u64) - first;
+        self.store.is_backed(ino, first, count as usize)
+    }
+
     fn write_piece(
         &self,
         held: &Held<'_>,
@@ -188,16 +208,20 @@ impl Filesystem {
         }
         let mut pages = gap;
         pages.extend(self.store.prepare_pages(ino, offset, data)?);
+        // What fallocate set aside must take its data, also where nothing is free (the gap's page is backed anyway).
+        let is_backed = self.is_backed(ino, offset, data.len())?;
         let need = Need { items: 3 + xattrs.len(), data_blocks: pages.len() as u64, may_use_reserve: false };
         let now = self.store.now();
-        self.change(held, need, &[entry], |change| {
+        let transaction = if is_backed { self.store.begin_overwrite(need)? } else { self.store.begin(need)? };
+        self.join(held, transaction, &[entry], |change| {
             xattrs.apply(change, ino);
             let state = change.state(ino);
-            let keeps_time = how.from_cache && (self.options.writeback_cache || state.mtime_set);
-            state.mtime_set &= how.from_cache;
+            state.mtime_set = state.mtime_set.filter(|set| how.from_cache && is_late(*set, now));
+            let keeps_time = how.from_cache && (self.options.writeback_cache || state.mtime_set.is_some());
             let inode = change.inode(ino)?;
-            let size_before = inode.size;
-            inode.size = inode.size.max(offset + data.len() as u64);
+            let end = offset + data.len() as u64;
+            let size_before = if end > inode.size { inode.size } else { u64::MAX };
+            inode.size = inode.size.max(end);
             if !keeps_time {
                 inode.mtime = now;
                 inode.ctime = now;

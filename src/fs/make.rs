@@ -8,7 +8,7 @@
 use super::acl::{Acl, Inherited};
 use super::change::{Change, touch};
 use super::lock::{LockKey, Mode};
-use super::names::check_name;
+use super::names::{attr_with, check_name};
 use super::xattr::SYMLINK_TARGET;
 use super::{
     ACL_ACCESS, ACL_DEFAULT, Attr, Caller, Filesystem, FsError, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT,
@@ -71,7 +71,13 @@ impl Filesystem {
                 Err(FsError::Stale | FsError::NotFound) => continue,
                 opened => opened?,
             };
-            return Ok((self.getattr(ino)?, handle));
+            return match self.getattr(ino) {
+                Ok(attr) => Ok((attr, handle)),
+                Err(error) => {
+                    self.release(ino, handle);
+                    Err(error)
+                }
+            };
         }
     }
 
@@ -125,7 +131,8 @@ impl Filesystem {
             let handle = new.open_flags.map_or(0, |flags| self.count_open(&entry, change.state(ino), flags));
             Ok((node, handle))
         })?;
-        Ok((self.attr_of(ino, &inode)?, handle))
+        // It is done: nothing may fail any more. A new file has no blocks.
+        Ok((attr_with(ino, &inode, 0), handle))
     }
 
     /// Mode and ACLs of a new inode in `parent`.
@@ -224,7 +231,7 @@ impl Filesystem {
             change.put(Key::new(new_parent, ItemKind::Dirent, cookie), value);
             Ok(inode)
         })?;
-        self.attr_of(ino, &inode)
+        Ok(self.attr_after(ino, &inode))
     }
 }
 

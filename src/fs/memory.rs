@@ -8,12 +8,12 @@
 use super::api::{StoreApi, Synced, TransactionApi};
 use crate::disk::buffer::{Buf, Slice};
 use crate::format::item::Time;
-use crate::format::{BLOCK, FIRST_INO, Key};
+use crate::format::{BLOCK, Corrupt, FIRST_INO, ItemKind, Key};
 use crate::store::{Need, SpaceInfo, StoreError, Value};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use crate::world::{Seeded, World};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 #[derive(Default, Clone)]
@@ -31,6 +31,10 @@ pub struct MemoryStore {
     inos: AtomicU64,
     blocks: AtomicU64,
     fails_syncs: AtomicBool,
+    read_only: AtomicBool,
+    /// How far the clock has been put forward, s.
+    passed: AtomicU64,
+    lost: Mutex<BTreeSet<Key>>,
 }
 
 enum Step {
@@ -57,6 +61,9 @@ impl MemoryStore {
             inos: AtomicU64::new(FIRST_INO),
             blocks: AtomicU64::new(1 << 20),
             fails_syncs: AtomicBool::new(false),
+            read_only: AtomicBool::new(false),
+            passed: AtomicU64::new(0),
+            lost: Mutex::default(),
         }
     }
     /// Leave room for `free` more blocks.
@@ -65,6 +72,28 @@ impl MemoryStore {
     }
     pub fn fail_syncs(&self, fails: bool) {
         self.fails_syncs.store(fails, SeqCst);
+    }
+    pub fn set_read_only(&self) {
+        self.read_only.store(true, SeqCst);
+    }
+    /// Put the clock forward.
+    pub fn pass(&self, seconds: u64) {
+        self.passed.fetch_add(seconds, SeqCst);
+    }
+    /// Set an item behind everybody's back.
+    pub fn put(&self, key: Key, value: Vec<u8>) {
+        self.content.lock().items.insert(key, value.into());
+    }
+    /// From now on the item at `key` (it need not exist) cannot be read.
+    pub fn lose(&self, key: Key) {
+        self.lost.lock().insert(key);
+    }
+    fn check_lost(&self, from: Key, end: Key) -> Result<(), StoreError> {
+        let corrupt = Corrupt { what: "item", rule: "was not lost by a test" };
+        match self.lost.lock().range(from..end).next() {
+            Some(key) => Err(StoreError::Corrupt { addr: key.ino, corrupt }),
+            None => Ok(()),
+        }
     }
     /// What a mount after a crash that lost nothing would find.
     pub fn copy(&self) -> MemoryStore {
@@ -92,17 +121,21 @@ impl StoreApi for MemoryStore {
         [3, 4]
     }
     fn now(&self) -> Time {
-        self.world.now()
+        let now = self.world.now();
+        Time { sec: now.sec + self.passed.load(SeqCst) as i64, ..now }
     }
     fn mount_count(&self) -> u64 {
         1
     }
     fn get(&self, key: Key) -> Result<Option<Value>, StoreError> {
+        self.check_lost(key, key.next())?;
         Ok(self.content.lock().items.get(&key).cloned())
     }
     fn scan(&self, from: Key, end: Key, max: usize) -> Result<Vec<(Key, Value)>, StoreError> {
         assert!(from <= end, "{from:?} {end:?}");
         let content = self.content.lock();
+        let last = content.items.range(from..end).nth(max.saturating_sub(1)).map_or(end, |(key, _)| key.next());
+        self.check_lost(from, last)?;
         Ok(content.items.range(from..end).take(max).map(|(key, value)| (*key, Arc::clone(value))).collect())
     }
     fn read_file(&self, ino: u64, offset: u64, out: &mut [u8]) -> Result<(), StoreError> {
@@ -129,6 +162,10 @@ impl StoreApi for MemoryStore {
         let page = |i: u64| (first + i, Slice::new(Arc::clone(&buf), i as usize * BLOCK, BLOCK));
         Ok((0..count).map(page).collect())
     }
+    fn is_backed(&self, ino: u64, first: u64, count: usize) -> Result<bool, StoreError> {
+        let content = self.content.lock();
+        Ok((first..first + count as u64).all(|block| content.blocks.contains_key(&(ino, block))))
+    }
     fn next_data(&self, ino: u64, block: u64) -> Result<Option<u64>, StoreError> {
         let content = self.content.lock();
         Ok(content.blocks.range((ino, block)..=(ino, u64::MAX)).next().map(|((_, block), _)| *block))
@@ -138,13 +175,20 @@ impl StoreApi for MemoryStore {
         Ok((block..).find(|block| !content.blocks.contains_key(&(ino, *block))).expect("files end"))
     }
     fn file_blocks(&self, ino: u64) -> Result<u64, StoreError> {
+        self.check_lost(Key::new(ino, ItemKind::FileMap, 0), Key::new(ino, ItemKind::FileMap, 1))?;
         Ok(self.content.lock().blocks.range((ino, 0)..=(ino, u64::MAX)).count() as u64)
     }
     fn begin(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError> {
+        if self.read_only.load(SeqCst) {
+            return Err(StoreError::ReadOnly);
+        }
         if need.data_blocks > self.free() && !need.may_use_reserve {
             return Err(StoreError::NoSpace);
         }
         Ok(Box::new(MemoryTransaction { store: self, need, steps: vec![] }))
+    }
+    fn begin_overwrite(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError> {
+        self.begin(Need { may_use_reserve: true, ..need })
     }
     fn fsync(&self, _ino: u64, done: Synced) {
         let fails = self.fails_syncs.load(SeqCst);
@@ -174,6 +218,9 @@ impl TransactionApi for MemoryTransaction<'_> {
     fn write_pages(&mut self, ino: u64, pages: Vec<(u64, Slice)>, _size_before: u64) {
         assert!(pages.len() <= 257, "a transaction writes at most 1 MiB");
         self.steps.push(Step::Write(ino, pages));
+    }
+    fn resize(&mut self, ino: u64, size: u64, edges: Vec<(u64, Slice)>) {
+        self.write_pages(ino, edges, size);
     }
     fn punch(&mut self, ino: u64, first: u64, end: u64) {
         self.steps.push(Step::Punch(ino, first, end));

@@ -9,9 +9,9 @@
 //! *Not here*: changes of names (`make`, `remove`, `rename`).
 
 use super::lock::{LockKey, Mode};
-use super::{Attr, DirEntry, Filesystem, FsError, S_IFDIR};
-use crate::format::item::{COOKIE_END, COOKIE_MIN, Dirent, name_cookie_base};
-use crate::format::{Inode, ItemKind, Key, NAME_MAX, ROOT_INO};
+use super::{Attr, DirEntry, Filesystem, Found as Listed, FsError, S_IFDIR};
+use crate::format::item::{COOKIE_END, COOKIE_MIN, Dirent, Time, name_cookie_base};
+use crate::format::{BLOCK, Inode, ItemKind, Key, NAME_MAX, ROOT_INO};
 
 /// Cookie of `.` in listings.
 const COOKIE_DOT: u64 = 1;
@@ -121,21 +121,14 @@ impl Filesystem {
     /// The attributes `inode` of `ino`, with the room that it occupies.
     pub(super) fn attr_of(&self, ino: u64, inode: &Inode) -> Result<Attr, FsError> {
         let blocks = if inode.is_file() { self.store.file_blocks(ino)? } else { 0 };
-        Ok(Attr {
-            ino,
-            generation: u64::from(inode.generation),
-            size: inode.size,
-            blocks512: blocks * 8,
-            atime: inode.atime,
-            mtime: inode.mtime,
-            ctime: inode.ctime,
-            btime: inode.btime,
-            mode: inode.mode,
-            nlink: inode.nlink,
-            uid: inode.uid,
-            gid: inode.gid,
-            rdev: inode.rdev,
-        })
+        Ok(attr_with(ino, inode, blocks))
+    }
+
+    /// As [`Filesystem::attr_of`], after a change that is done: if the blocks cannot be counted, all are thought to be
+    /// there.
+    pub(super) fn attr_after(&self, ino: u64, inode: &Inode) -> Attr {
+        let attr = self.watch(ino, "counting the blocks of", self.attr_of(ino, inode));
+        attr.unwrap_or_else(|_| attr_with(ino, inode, inode.size.div_ceil(BLOCK as u64)))
     }
 
     /// At most `max` entries of `ino` after `after_cookie` (0: from the start), beginning with `.` and `..`.
@@ -151,7 +144,7 @@ impl Filesystem {
         for (cookie, ino, name) in dots {
             if after_cookie < cookie && out.len() < max {
                 let file_type = (S_IFDIR >> 12) as u8;
-                out.push(DirEntry { ino, cookie, file_type, name: name.to_vec(), attr: None });
+                out.push(DirEntry { ino, cookie, file_type, name: name.to_vec(), attr: None, found: Listed::Whole });
             }
         }
         let from = after_cookie.saturating_add(1).max(COOKIE_MIN);
@@ -159,14 +152,26 @@ impl Filesystem {
             let key = |off| Key::new(ino, ItemKind::Dirent, off);
             for (key, value) in self.store.scan(key(from), key(COOKIE_END), max - out.len())? {
                 let entry = Dirent::decode(&value)?;
-                // An inode that is gone meanwhile, or damaged, does not spoil the listing.
-                let attr = if with_attr { self.getattr(entry.ino).ok() } else { None };
+                let (attr, found) = if with_attr { self.listed(&entry) } else { (None, Listed::Whole) };
                 let Dirent { ino, file_type, name } = entry;
-                out.push(DirEntry { ino, cookie: key.off, file_type, name, attr });
+                out.push(DirEntry { ino, cookie: key.off, file_type, name, attr, found });
             }
         }
         self.accessed(&entry);
         Ok(out)
+    }
+
+    /// Attributes for a listing. An inode that is damaged does not spoil it, and its name does not vanish from it.
+    fn listed(&self, entry: &Dirent) -> (Option<Attr>, Listed) {
+        match self.getattr(entry.ino) {
+            Ok(attr) => (Some(attr), Listed::Whole),
+            Err(FsError::Stale) => (None, Listed::Gone),
+            // Somebody may have it open: a size that is not its own would cut what the kernel has in memory.
+            Err(_) => match self.load(entry.ino) {
+                Ok((_, inode)) => (Some(attr_with(entry.ino, &inode, 0)), Listed::Damaged),
+                Err(_) => (Some(attr_unknown(entry)), Listed::Damaged),
+            },
+        }
     }
 
     /// A path of `ino` as far as hints and intact entries tell; for messages.
@@ -187,5 +192,44 @@ impl Filesystem {
             at = inode.parent;
         }
         format!("…{}", String::from_utf8_lossy(&path))
+    }
+}
+
+/// The attributes `inode` of `ino`, which occupies `blocks` blocks.
+pub(super) fn attr_with(ino: u64, inode: &Inode, blocks: u64) -> Attr {
+    Attr {
+        ino,
+        generation: u64::from(inode.generation),
+        size: inode.size,
+        blocks512: blocks * 8,
+        atime: inode.atime,
+        mtime: inode.mtime,
+        ctime: inode.ctime,
+        btime: inode.btime,
+        mode: inode.mode,
+        nlink: inode.nlink,
+        uid: inode.uid,
+        gid: inode.gid,
+        rdev: inode.rdev,
+    }
+}
+
+/// What a name alone tells of its inode.
+fn attr_unknown(entry: &Dirent) -> Attr {
+    let time = Time::default();
+    Attr {
+        ino: entry.ino,
+        generation: 0,
+        size: 0,
+        blocks512: 0,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        btime: time,
+        mode: u32::from(entry.file_type) << 12,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
     }
 }

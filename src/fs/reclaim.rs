@@ -8,12 +8,14 @@
 //! *Order*: the inode exclusively, piece by piece. Also writes access times that wait.
 //! *Not here*: who becomes an orphan (`remove`, `rename`, `file`).
 
+use super::cache::Entry;
 use super::lock::{LockKey, Mode};
 use super::{Filesystem, FsError};
 use crate::format::{ItemKind, Key, ORPHANS};
 use crate::store::{Need, StoreError};
 use crate::sync::Mutex;
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 /// Extents removed in one transaction.
 const EXTENTS_MAX: usize = 8192;
@@ -149,24 +151,28 @@ impl Filesystem {
     /// Write the access times that wait.
     fn write_atimes(&self) -> Result<(), FsError> {
         let waiting = std::mem::take(&mut *self.atimes.lock());
+        let mut written = Ok(());
         for entry in waiting {
-            if !entry.state.lock().atime_waits {
-                continue;
+            if written.is_ok() && entry.state.lock().atime_waits {
+                written = self.write_atime(&entry);
             }
-            let held = self.locks.acquire(&[]);
-            let need = Need { items: 1, data_blocks: 0, may_use_reserve: true };
-            let written = self.change(&held, need, &[&entry], |change| {
-                change.rewrite(entry.ino);
-                Ok(())
-            });
+            // After a failure the others would fail as well: forget them, or they would be kept in memory for ever.
             if written.is_err() && std::mem::take(&mut entry.state.lock().atime_waits) {
                 entry.unpin();
             }
-            match written {
-                Err(FsError::Store(StoreError::ReadOnly)) => return Ok(()),
-                other => other?,
-            }
         }
-        Ok(())
+        match written {
+            Err(FsError::Store(StoreError::ReadOnly)) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn write_atime(&self, entry: &Arc<Entry>) -> Result<(), FsError> {
+        let held = self.locks.acquire(&[]);
+        let need = Need { items: 1, data_blocks: 0, may_use_reserve: true };
+        self.change(&held, need, &[entry], |change| {
+            change.rewrite(entry.ino);
+            Ok(())
+        })
     }
 }

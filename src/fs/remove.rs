@@ -25,7 +25,7 @@ const AT_ONCE_BLOCKS_MAX: u64 = 4096;
 pub(super) struct Ending {
     /// Keys of its extended attributes, if it can end at once.
     xattrs: Option<Vec<Key>>,
-    /// Whether it has blocks.
+    /// Whether it can have blocks.
     content: bool,
 }
 
@@ -131,10 +131,7 @@ impl Filesystem {
         }
         let xattrs = if self.facts(entry)?.any { self.xattr_keys(entry.ino, 256)? } else { vec![] };
         // A file with very many attributes goes piece by piece.
-        Ok(Ending {
-            xattrs: (xattrs.len() < 256).then_some(xattrs),
-            content: !inode.is_dir() && (blocks > 0 || inode.size > 0),
-        })
+        Ok(Ending { xattrs: (xattrs.len() < 256).then_some(xattrs), content: inode.is_file() })
     }
 
     /// What is left to do once the locks are released.

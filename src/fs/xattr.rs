@@ -5,7 +5,7 @@
 //! *Assumes*: the kernel decides who may see and set which namespace.
 //! *Fails when*: [`FsError::NoAttribute`], [`FsError::Exists`], [`FsError::TooBig`], [`FsError::Unsupported`] for
 //! `system.` names other than the two ACLs.
-//! *Order*: the inode shared for reading, exclusively for changing.
+//! *Order*: the inode exclusively for changing; a look at them takes no lock and is repeated if they changed meanwhile.
 //! *Not here*: what ACLs mean (`acl`).
 //!
 //! The target of a symbolic link is kept as an attribute with a name that users cannot say: it must be metadata, so
@@ -72,9 +72,8 @@ impl Filesystem {
         if absent {
             return Err(FsError::NoAttribute);
         }
-        let _held = self.locks.acquire(&[(LockKey::Inode(ino), Mode::Shared)]);
-        let value = self.watch(ino, "reading an extended attribute of", self.xattr_value(ino, name))?;
-        value.ok_or(FsError::NoAttribute)
+        let value = self.unchanged(&entry, || self.xattr_value(ino, name));
+        self.watch(ino, "reading an extended attribute of", value)?.ok_or(FsError::NoAttribute)
     }
 
     /// The names of all attributes, each with a NUL behind it.
@@ -83,8 +82,23 @@ impl Filesystem {
         if !self.facts(&entry)?.any {
             return Ok(vec![]);
         }
-        let _held = self.locks.acquire(&[(LockKey::Inode(ino), Mode::Shared)]);
-        self.xattr_names(ino)
+        self.unchanged(&entry, || self.xattr_names(ino))
+    }
+
+    /// What `look` sees of the extended attributes of `entry` while nobody changes them. Does not wait for whoever
+    /// writes to the file, who may wait for room: it runs on a thread that must stay free.
+    fn unchanged<T>(&self, entry: &Entry, look: impl Fn() -> Result<T, FsError>) -> Result<T, FsError> {
+        const LOOKS_MAX: usize = 100;
+        let version = || entry.state.lock().facts_version;
+        for _ in 0..LOOKS_MAX {
+            let before = version();
+            let seen = look();
+            if version() == before {
+                return seen;
+            }
+        }
+        let _held = self.locks.acquire(&[(LockKey::Inode(entry.ino), Mode::Shared)]);
+        look()
     }
 
     fn xattr_names(&self, ino: u64) -> Result<Vec<u8>, FsError> {
@@ -100,6 +114,19 @@ impl Filesystem {
 
     /// Set `name`. `flags`: 0, [`XATTR_CREATE`] or [`XATTR_REPLACE`].
     pub fn setxattr(&self, ino: u64, name: &[u8], value: &[u8], flags: i32, caller: &Caller) -> Result<(), FsError> {
+        self.setxattr_of_group(ino, name, value, flags, caller, &[])
+    }
+
+    /// As [`Filesystem::setxattr`], for a caller who is also in `groups`.
+    pub fn setxattr_of_group(
+        &self,
+        ino: u64,
+        name: &[u8],
+        value: &[u8],
+        flags: i32,
+        caller: &Caller,
+        groups: &[u32],
+    ) -> Result<(), FsError> {
         check_xattr_name(name)?;
         if value.len() > VALUE_BYTES_MAX {
             return Err(FsError::TooBig);
@@ -119,7 +146,7 @@ impl Filesystem {
             let acl = check_acl(&inode, name, value)?;
             if name == ACL_ACCESS {
                 mode = inode.mode & !0o777 | acl.mode_bits();
-                if caller.uid != 0 && caller.gid != inode.gid {
+                if caller.uid != 0 && caller.gid != inode.gid && !groups.contains(&inode.gid) {
                     mode &= !S_ISGID;
                 }
                 is_set = !acl.is_minimal();

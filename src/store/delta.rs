@@ -21,7 +21,7 @@ use crate::disk::buffer::Slice;
 use crate::format::{Addr, Key, Root, Txg};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 const SHARDS: usize = 16;
@@ -114,6 +114,8 @@ pub struct FileDelta {
     pub floor: u64,
     /// A log record holds the inode with its size cut to `floor`.
     pub floor_logged: bool,
+    /// Blocks that belong to a change of size: the next log record must have them, whoever is synced.
+    pub edges: BTreeSet<u64>,
 }
 
 impl Default for FileDelta {
@@ -125,6 +127,7 @@ impl Default for FileDelta {
             pages: 0,
             floor: u64::MAX,
             floor_logged: false,
+            edges: BTreeSet::new(),
         }
     }
 }
@@ -293,7 +296,26 @@ impl Group {
             .collect()
     }
 
-    /// Put pages of a file. Returns by how much the number of pages grew.
+    /// A file gets `size` bytes, and pages that are zeros from its old or new end on: those go into the log with the
+    /// size, which without them would show again what was cut off before. Returns by how much the number of pages grew.
+    pub fn resize(&self, ino: u64, size: u64, edges: Vec<(u64, Slice)>) -> i64 {
+        let blocks: Vec<u64> = edges.iter().map(|(block, _)| *block).collect();
+        let change = if edges.is_empty() { 0 } else { self.put_pages(ino, edges, u64::MAX) };
+        let mut files = self.files[Group::shard(ino)].lock();
+        if let Some(file) = files.map.get_mut(&ino) {
+            if size <= file.floor {
+                file.floor = u64::MAX;
+            }
+            if !blocks.is_empty() {
+                file.edges.extend(blocks);
+                files.unlogged.insert(ino);
+            }
+        }
+        change
+    }
+
+    /// Put pages of a file. Returns by how much the number of pages grew. `size_before`: size of the file before;
+    /// `u64::MAX` if it does not grow by them.
     pub fn put_pages(&self, ino: u64, pages: Vec<(u64, Slice)>, size_before: u64) -> i64 {
         let mut orphans = Vec::new();
         let mut change = 0;

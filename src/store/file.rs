@@ -151,6 +151,13 @@ impl Store {
         Ok(())
     }
 
+    /// Whether something stands for each of file blocks `first..first + count` that a commit gives back once they are
+    /// overwritten: then a write takes room only until the next commit.
+    pub fn is_backed(&self, ino: u64, first: u64, count: usize) -> Result<bool, StoreError> {
+        let sources = self.sources(&self.view(), ino, first, count)?;
+        Ok(!sources.iter().any(|source| matches!(source, Source::Hole | Source::Inline(_))))
+    }
+
     /// First file block at or after `block` that is not a hole.
     pub fn next_data(&self, ino: u64, block: u64) -> Result<Option<u64>, StoreError> {
         let view = self.view();
@@ -168,15 +175,35 @@ impl Store {
 
     /// First file block at or after `block` that is a hole.
     pub fn next_hole(&self, ino: u64, block: u64) -> Result<u64, StoreError> {
-        const STEP: usize = 256;
         let view = self.view();
+        // One walk along the tree, however long the file: an extent and not a block at a time.
+        let mut cursor = Cursor::new(self, view.committed.root.tree, Key::new(ino, ItemKind::Extent, block));
+        let mut extent = block..block;
         let mut at = block;
-        loop {
-            let sources = self.sources(&view, ino, at, STEP)?;
-            if let Some(i) = sources.iter().position(|s| matches!(s, Source::Hole)) {
-                return Ok(at + i as u64);
+        'next: loop {
+            let mut silent_until = u64::MAX;
+            for group in view.groups() {
+                match group.with_file(ino, |file| stretch(file, at)) {
+                    Some(Stretch::Filled(end)) => {
+                        at = end;
+                        continue 'next;
+                    }
+                    Some(Stretch::Hole) => return Ok(at),
+                    Some(Stretch::Silent(end)) => silent_until = silent_until.min(end),
+                    None => {}
+                }
             }
-            at += STEP as u64;
+            while extent.end <= at {
+                let Some((key, value)) = cursor.next()? else { return Ok(at) };
+                if key.ino != ino || key.kind != ItemKind::Extent {
+                    return Ok(at);
+                }
+                extent = self.decode_extent(key, &value)?.first(key)..key.off + 1;
+            }
+            if at < extent.start {
+                return Ok(at);
+            }
+            at = extent.end.min(silent_until);
         }
     }
 
@@ -216,7 +243,7 @@ impl Store {
         end
     }
 
-    /// File blocks that are not holes, what is in memory included.
+    /// File blocks that are not holes, what is in memory included; never too few.
     pub fn file_blocks(&self, ino: u64) -> Result<u64, StoreError> {
         /// Segments and holes that are compared one by one; beyond that the answer is an upper bound.
         const EXACT_MAX: usize = 1024;
@@ -264,7 +291,7 @@ impl Store {
         }
         if segments.len() > exact_max {
             let all = group.with_file(ino, |f| f.segments.len() as u64).unwrap_or(0);
-            return Ok(total.max(all));
+            return Ok(total + all);
         }
         let in_holes = |b: u64| holes.iter().any(|(s, e)| *s <= b && b < *e);
         let mut at = 0;
@@ -315,6 +342,30 @@ fn ask(file: &FileDelta, first: u64, out: &mut [Option<Source>]) -> usize {
         filled += 1;
     }
     filled
+}
+
+/// What a group says of the blocks from some block on.
+enum Stretch {
+    /// It has something for each, up to here (exclusive).
+    Filled(u64),
+    /// The first is a hole.
+    Hole,
+    /// Nothing, up to here (exclusive).
+    Silent(u64),
+}
+
+fn stretch(file: &FileDelta, at: u64) -> Stretch {
+    /// Segments looked at under one lock.
+    const STEP: usize = 4096;
+    let run = file.segments.range(at..).take(STEP).zip(at..).take_while(|((block, _), want)| *block == want).count();
+    if run > 0 {
+        return Stretch::Filled(at + run as u64);
+    }
+    let hole = file.holes.meeting(at, u64::MAX).next().map_or(u64::MAX, |(start, _)| start);
+    if hole <= at {
+        return Stretch::Hole;
+    }
+    Stretch::Silent(file.segments.range(at..).next().map_or(hole, |(block, _)| hole.min(*block)))
 }
 
 fn sum_of(source: &Source) -> u64 {

@@ -368,7 +368,14 @@ impl Taken {
         for (first, end) in std::mem::take(&mut file.holes_unlogged).iter() {
             self.entries.push(Entry::Hole { ino, first, end });
         }
+        // Those beyond the size that is logged would show up when the file grows again.
+        let stay = match file.floor.div_ceil(BLOCK as u64) {
+            _ if synced => BTreeSet::new(),
+            end => file.edges.split_off(&end),
+        };
+        let edges = std::mem::replace(&mut file.edges, stay);
         for (&block, segment) in &mut file.segments {
+            let synced = synced || edges.contains(&block);
             match segment {
                 Segment::Reserved { addr, logged } if !*logged => {
                     *logged = true;

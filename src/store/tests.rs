@@ -112,6 +112,62 @@ fn items_and_data_survive_a_clean_close() {
 }
 
 #[test]
+fn blocks_of_a_file_are_never_counted_too_few() {
+    let rig = Rig::new(7, 2);
+    let (store, _) = rig.open(false).unwrap();
+    write(&store, 20, 0, 100, 1).unwrap();
+    store.commit(Force::IfChanged).unwrap();
+    for i in 0..12 {
+        write(&store, 20, 100 + i * 100, 100, 2).unwrap();
+        store.place_step().unwrap();
+    }
+    assert!(store.view().current.with_file(20, |file| file.segments.len()) == Some(1200), "they are in memory");
+    assert!(store.file_blocks(20).unwrap() >= 1300);
+    let mut t = store.begin(Need { items: 1, may_use_reserve: true, ..Need::default() }).unwrap();
+    t.punch(20, 0, 100);
+    t.commit();
+    assert!(store.file_blocks(20).unwrap() >= 1200, "what went is not taken from what came");
+    store.commit(Force::IfChanged).unwrap();
+    assert_eq!(store.file_blocks(20).unwrap(), 1200);
+}
+
+/// Goal: the first hole is found whatever stands above and below. Method: random layouts over two groups' worth of
+/// changes on a committed file, against a look at every block.
+#[test]
+fn holes_are_found_through_groups_and_tree() {
+    let rig = Rig::new(8, 2);
+    let (store, _) = rig.open(false).unwrap();
+    let mut random = Random::new(8);
+    const BLOCKS_MAX: u64 = 700;
+    for round in 0..60 {
+        for _ in 0..random.range(1, 6) {
+            let (first, count) = (random.below(BLOCKS_MAX - 100), random.range(1, 100));
+            let need = Need { items: 1, data_blocks: count, may_use_reserve: false };
+            let mut t = store.begin(need).unwrap();
+            match random.below(3) {
+                0 => t.write_pages(20, (first..first + count).map(|b| (b, page(1))).collect(), u64::MAX),
+                1 => t.reserve(20, first, count).unwrap(),
+                _ => t.punch(20, first, if random.below(8) == 0 { u64::MAX } else { first + count }),
+            }
+            t.commit();
+        }
+        match random.below(3) {
+            0 => store.commit(Force::IfChanged).unwrap(),
+            1 => drop(store.place_step().unwrap()),
+            _ => {}
+        }
+        let all = store.sources(&store.view(), 20, 0, BLOCKS_MAX as usize + 1).unwrap();
+        let mut expected = BLOCKS_MAX;
+        for block in (0..BLOCKS_MAX).rev() {
+            if matches!(all[block as usize], file::Source::Hole) {
+                expected = block;
+            }
+            assert_eq!(store.next_hole(20, block).unwrap(), expected, "round {round}, from {block}");
+        }
+    }
+}
+
+#[test]
 fn fsync_survives_the_loss_of_everything_unflushed() {
     let mut rig = Rig::new(2, 2);
     let (store, _) = rig.open(false).unwrap();

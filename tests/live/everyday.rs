@@ -288,6 +288,64 @@ fn a_full_volume_is_full_and_no_worse() {
     bed.umount_and_check();
 }
 
+/// Goal: a directory that is open lives on without its name, and goes when it is closed.
+#[test]
+fn an_open_directory_outlives_its_name() {
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::mounted("64M");
+    shell(
+        &bed.mnt,
+        "mkdir -p dir over empty; exec 3<dir; rmdir dir; [ \"$(stat -L -c '%h %F' /proc/self/fd/3)\" = '0 directory' ]
+         if touch /proc/self/fd/3/new 2>/dev/null; then echo made a name in it; exit 1; fi
+         exec 4<over; mv -T empty over; stat -L /proc/self/fd/4 >/dev/null; ls -a /proc/self/fd/4/ || true
+         exec 3<&- 4<&-; rmdir over",
+    )
+    .ok();
+    bed.umount_and_check();
+}
+
+/// Goal: a lazy unmount does not say that all is durable when it is not, and a signal meanwhile is not lost.
+#[test]
+fn a_lazy_umount_tells_of_failures_and_hears_signals() {
+    // SEMANTICS: DUR-4
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::mounted("64M");
+    let lazily = |bed: &Bed| bed.stablefs(["umount".as_ref(), "--lazy".as_ref(), bed.mnt.as_os_str()]);
+    let open = fs::File::create(bed.at("open")).unwrap();
+    let daemon = bed.daemon();
+    let pid = rustix::process::Pid::from_raw(daemon).unwrap();
+    let outcome = std::thread::scope(|scope| {
+        let umount = scope.spawn(|| lazily(&bed));
+        let until = Instant::now() + std::time::Duration::from_secs(60);
+        while !super::bed::mounts_in(bed.path()).is_empty() {
+            assert!(Instant::now() < until, "it is not detached");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        umount.join().unwrap()
+    });
+    outcome.ok();
+    let until = Instant::now() + std::time::Duration::from_secs(60);
+    while Path::new(&format!("/proc/{daemon}/exe")).exists() {
+        assert!(Instant::now() < until, "the daemon lives on with a file open, in spite of SIGTERM");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    drop(open);
+    bed.mount("").ok();
+    let open = fs::File::create(bed.at("open")).unwrap();
+    for replica in [&bed.a, &bed.b] {
+        fs::remove_file(replica.join("stablefs.data")).unwrap();
+    }
+    fs::write(bed.at("late"), bytes(1, 100_000)).unwrap();
+    let said = lazily(&bed);
+    assert!(said.code != 0 && said.err.contains("durable"), "{said}");
+    drop(open);
+}
+
 /// Goal: what umount returned from is all there. Also: the daemon is gone then, and nothing is left mounted.
 #[test]
 fn umount_makes_durable_and_ends_the_daemon() {
@@ -330,6 +388,9 @@ fn rights_are_kept() {
          as dd if=/dev/zero of=suid bs=1 count=1 conv=notrunc status=none
          stat -c %a suid | grep -qx 777
          mkdir -m 2775 setgid; chgrp 4321 setgid; chmod 2775 setgid; mkdir setgid/below; touch setgid/file
+         touch mine; chown 65534:4321 mine; chmod 2755 mine
+         setpriv --reuid 65534 --regid 65534 --groups 4321 -- setfacl -m u:7:r mine; stat -c %a mine | grep -qx 2755
+         setpriv --reuid 65534 --regid 65534 --groups 4322 -- setfacl -m u:8:r mine; stat -c %a mine | grep -qx 755
          stat -c '%g %a' setgid/below | grep -qx '4321 2755'; stat -c %g setgid/file | grep -qx 4321",
     )
     .ok();

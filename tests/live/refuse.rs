@@ -3,6 +3,7 @@
 use super::bed::{Bed, Said, can_mount, fingerprint, is_root, program, run, shell};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::Command;
 
 #[track_caller]
@@ -47,6 +48,47 @@ fn a_mounted_volume_is_left_alone() {
     refused(other.mount_of(&[&other.a, &other.b], "").code_is_ok_then_umount(&other), "");
     refused(bed.stablefs(["mount", other.a.to_str().unwrap(), other.b.to_str().unwrap(), a]), "hidden");
     bed.umount_and_check();
+}
+
+/// Goal: a volume is never asked to hold its own replica: that would wait for itself.
+#[test]
+fn a_replica_inside_its_own_mount_is_refused() {
+    // SEMANTICS: REFUSE-1
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::mounted("64M");
+    fs::create_dir(bed.at("inside")).unwrap();
+    std::os::unix::fs::symlink(bed.at("inside"), bed.path().join("link")).unwrap();
+    let mnt = bed.mnt.to_str().unwrap();
+    for place in [bed.at("inside"), bed.at("inside/missing"), bed.path().join("link")] {
+        let words = ["replace", mnt, bed.b.to_str().unwrap(), place.to_str().unwrap()];
+        refused(bed.stablefs(words), "lies in the volume");
+    }
+    assert_eq!(fs::read_dir(bed.at("inside")).unwrap().count(), 0);
+    bed.umount_and_check();
+}
+
+/// Goal: `stablefs umount` leaves mounts of others alone, and does not take its own for others'.
+#[test]
+fn mounts_of_other_programs_are_left_alone() {
+    if !can_mount() || !is_root() {
+        println!("skipped: needs root, to take a socket away");
+        return;
+    }
+    let bed = Bed::formatted("32M");
+    let mounted = || !super::bed::mounts_in(bed.path()).is_empty();
+    bed.mount("subtype=other").ok();
+    super::bed::end(bed.daemon());
+    bed.umount().ok(); // its socket tells that it was ours
+    assert!(!mounted());
+    bed.mount("subtype=other").ok();
+    let socket = PathBuf::from(bed.status()["mount"]["log"].as_str().unwrap()).with_extension("sock");
+    super::bed::end(bed.daemon());
+    fs::remove_file(socket).unwrap();
+    refused(bed.umount(), "type fuse.other");
+    assert!(mounted(), "the dead mount of another program was detached");
+    super::bed::detach(&bed.mnt);
 }
 
 impl Said {

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::format::{BLOCK, FILE_SIZE_MAX, LINK_MAX};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const BLOCK_U64: u64 = BLOCK as u64;
 
@@ -166,7 +167,7 @@ fn a_full_volume_refuses_writes_and_lets_go() {
     store.set_free(256 + 3);
     assert_eq!(fs.write(ino, 8 * BLOCK_U64, &[2; 3 << 20], false, false).unwrap() as usize, (1 << 20) - 8 * BLOCK);
     store.set_free(2);
-    assert_eq!(errno(fs.write(ino, 0, &[3; 3 * BLOCK], false, false)), libc::ENOSPC);
+    assert_eq!(errno(fs.write(ino, 1 << 20, &[3; 3 * BLOCK], false, false)), libc::ENOSPC);
     assert_eq!(errno(fs.fallocate(ino, 1 << 30, 3 * BLOCK_U64, 0)), libc::ENOSPC);
     assert_eq!(read_all(&fs, ino)[..10], [1; 10]);
     assert_eq!(fs.getattr(ino).unwrap().size, 1 << 20);
@@ -175,6 +176,44 @@ fn a_full_volume_refuses_writes_and_lets_go() {
     fs.unlink(ROOT_INO, b"file").unwrap();
     rig.check();
     assert_eq!(fs.statfs().bsize, 4096);
+}
+
+/// What fallocate promised on a volume that is full by now: the blocks take data, in small pieces and again and again.
+#[test]
+fn a_full_volume_takes_what_was_set_aside() {
+    // SEMANTICS: SPACE-4
+    let rig = Rig::disks(5);
+    let fs = rig.mount();
+    let ino = file(&fs, b"reserved", b"");
+    const RESERVED: u64 = 6 << 20;
+    fs.fallocate(ino, 0, RESERVED, 0).unwrap();
+    let filler = file(&fs, b"filler", b"");
+    let mut full = 0;
+    for piece in [1 << 20, BLOCK_U64] {
+        loop {
+            match fs.write(filler, full, &vec![7; piece as usize], false, false) {
+                Ok(count) => full += u64::from(count),
+                Err(FsError::Store(StoreError::NoSpace)) => break,
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+    // Nearly four times what is kept back, first in pieces of less than a block.
+    for (round, piece) in [(1_u8, 100_000), (2, 1_000_000), (3, 1 << 20), (4, 1 << 20)] {
+        let mut at = 0;
+        while at < RESERVED {
+            let length = piece.min(RESERVED - at);
+            let data = vec![round; length as usize];
+            assert_eq!(fs.write(ino, at, &data, false, false).unwrap(), length as u32, "round {round} at {at}");
+            at += length;
+        }
+    }
+    assert_eq!(errno(fs.write(filler, full + (1 << 20), &[7; 1 << 20], false, false)), libc::ENOSPC);
+    assert_eq!(read_all(&fs, ino), vec![4; RESERVED as usize]);
+    assert!(read_all(&fs, filler).iter().all(|byte| *byte == 7));
+    fs.unlink(ROOT_INO, b"filler").unwrap();
+    settle(&fs);
+    rig.check();
 }
 
 fn hard_links_count_and_share(rig: &Rig) {
@@ -245,6 +284,26 @@ fn create_opens_what_is_there_unless_exclusive(rig: &Rig) {
     let (same, second) = fs.create(ROOT_INO, b"file", 0o600, libc::O_RDWR | libc::O_TRUNC, &USER).unwrap();
     assert_eq!((same.ino, same.size), (attr.ino, 0));
     assert_ne!(first, second);
+}
+
+/// Goal: what was done is not answered with an error, and an error leaves no handle behind.
+#[test]
+fn blocks_that_cannot_be_counted_undo_nothing() {
+    let (store, rig) = Rig::memory();
+    let fs = rig.mount();
+    let next = store.new_ino() + 1;
+    store.lose(Key::new(next, ItemKind::FileMap, 0));
+    let (attr, handle) = fs.create(ROOT_INO, b"file", 0o600, libc::O_RDWR, &USER).unwrap();
+    assert_eq!((attr.ino, attr.blocks512), (next, 0));
+    assert_eq!(errno(fs.getattr(next)), libc::EIO);
+    assert_eq!(fs.link(next, ROOT_INO, b"second").unwrap().nlink, 2);
+    let mode = SetAttr { mode: Some(0o640), ..SetAttr::default() };
+    assert_eq!(fs.setattr(next, &USER, &mode).unwrap().mode, S_IFREG | 0o640);
+    assert_eq!(errno(fs.create(ROOT_INO, b"file", 0o600, libc::O_RDWR, &USER)), libc::EIO);
+    let (entry, _) = fs.load(next).unwrap();
+    assert_eq!(entry.state.lock().opens, 1);
+    fs.release(next, handle);
+    assert!(!entry.is_pinned());
 }
 
 fn renames_do_what_the_manual_says(rig: &Rig) {
@@ -327,6 +386,25 @@ fn times_modes_and_owners(rig: &Rig) {
     assert_eq!(errno(fs.setattr(dir, &USER, &SetAttr { size: Some(1), ..SetAttr::default() })), libc::EISDIR);
 }
 
+#[test]
+fn what_changes_nothing_changes_the_change_time_and_what_adds_bytes_both() {
+    let (_, rig) = Rig::memory();
+    let fs = rig.mount();
+    let ino = file(&fs, b"f", b"f");
+    let before = fs.getattr(ino).unwrap();
+    let attr = fs.setattr(ino, &USER, &SetAttr::default()).unwrap();
+    assert!(attr.ctime > before.ctime);
+    assert_eq!(attr, Attr { ctime: attr.ctime, ..before });
+    fs.fallocate(ino, 0, 100, libc::FALLOC_FL_KEEP_SIZE).unwrap();
+    assert_eq!(fs.getattr(ino).unwrap().mtime, attr.mtime);
+    fs.fallocate(ino, 0, 100, 0).unwrap();
+    let longer = fs.getattr(ino).unwrap();
+    assert_eq!((longer.size, longer.mtime), (100, longer.ctime));
+    assert!(longer.mtime > attr.mtime);
+    fs.fallocate(ino, 0, 50, 0).unwrap();
+    assert_eq!(fs.getattr(ino).unwrap().mtime, longer.mtime);
+}
+
 fn late_pages_do_not_move_a_time_set_by_hand(rig: &Rig) {
     let fs = rig.mount();
     let ino = file(&fs, b"f", b"f");
@@ -344,6 +422,30 @@ fn late_pages_do_not_move_a_time_set_by_hand(rig: &Rig) {
     assert_ne!(fs.getattr(ino).unwrap().mtime, time);
 }
 
+/// Goal: a time set by hand holds for pages that were written before it, not for ever.
+#[test]
+fn a_time_set_by_hand_is_kept_from_late_pages_only() {
+    let (store, rig) = Rig::memory();
+    let fs = rig.mount();
+    let ino = file(&fs, b"f", b"f");
+    let _handle = fs.open(ino, libc::O_RDWR).unwrap();
+    let time = Time { sec: 5, nsec: 0 };
+    let wanted = SetAttr { mtime: Some(TimeOrNow::Time(time)), ..SetAttr::default() };
+    let from_cache = || {
+        fs.write(ino, 0, b"late", false, true).unwrap();
+        fs.getattr(ino).unwrap().mtime
+    };
+    fs.setattr(ino, &USER, &wanted).unwrap();
+    store.pass(59);
+    assert_eq!(from_cache(), time);
+    store.pass(2);
+    assert_ne!(from_cache(), time, "long after");
+    fs.setattr(ino, &USER, &wanted).unwrap();
+    assert_eq!(from_cache(), time);
+    fs.fsync(ino, false, Box::new(|outcome| outcome.unwrap()));
+    assert_ne!(from_cache(), time, "after an fsync");
+}
+
 fn access_times_are_relative_and_reach_the_store(rig: &Rig) {
     let fs = rig.mount();
     let ino = file(&fs, b"f", b"f");
@@ -356,6 +458,18 @@ fn access_times_are_relative_and_reach_the_store(rig: &Rig) {
     settle(&fs);
     let value = rig.store.get(Key::inode(ino)).unwrap().unwrap();
     assert_eq!(Inode::decode(&value).unwrap().atime, first);
+}
+
+#[test]
+fn access_times_that_cannot_be_written_are_not_kept() {
+    let (store, rig) = Rig::memory();
+    let fs = rig.mount();
+    let inos: Vec<u64> = (0..10).map(|i| file(&fs, format!("f{i}").as_bytes(), b"f")).collect();
+    store.set_read_only();
+    inos.iter().for_each(|ino| drop(read_all(&fs, *ino)));
+    assert!(inos.iter().all(|ino| fs.entry(*ino).unwrap().is_pinned()), "they wait");
+    settle(&fs);
+    assert!(!inos.iter().any(|ino| fs.entry(*ino).unwrap().is_pinned()), "nobody will ever write them");
 }
 
 fn holes_are_told_only_when_nobody_writes(rig: &Rig) {
@@ -456,6 +570,55 @@ fn extended_attributes_of_all_lengths(rig: &Rig) {
     assert_eq!(rig.items().len(), 1);
 }
 
+/// Goal: what the kernel asks on threads that must stay free does not wait for a writer that waits for room.
+#[test]
+fn attributes_are_read_while_somebody_writes() {
+    let (_, rig) = Rig::memory();
+    let fs = rig.mount();
+    let ino = file(&fs, b"f", b"");
+    fs.setxattr(ino, b"user.a", &[5; 5_000], 0, &USER).unwrap();
+    let link = fs.symlink(ROOT_INO, b"link", b"target", &USER).unwrap().ino;
+    let keys = [ino, link].map(|ino| (lock::LockKey::Inode(ino), lock::Mode::Exclusive));
+    let held = fs.locks.acquire(&keys);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let answer = (fs.getxattr(ino, b"user.a"), fs.listxattr(ino), fs.readlink(link));
+            sender.send(answer).unwrap();
+        });
+        let answer = receiver.recv_timeout(std::time::Duration::from_secs(20));
+        drop(held); // or a failure would never end
+        let (value, names, target) = answer.expect("an answer while the inodes are locked");
+        assert_eq!(
+            (value.unwrap(), names.unwrap(), target.unwrap()),
+            (vec![5; 5_000], b"user.a\0".to_vec(), b"target".to_vec())
+        );
+    });
+}
+
+/// Goal: a value is read whole or not at all while it changes.
+#[test]
+fn attributes_are_read_whole_while_they_change() {
+    let (_, rig) = Rig::memory();
+    let fs = rig.mount();
+    let ino = file(&fs, b"f", b"");
+    let values = [vec![1; 10_000], vec![2; 3_000], vec![3; 60_000]];
+    fs.setxattr(ino, b"user.a", &values[0], 0, &USER).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..600 {
+                fs.setxattr(ino, b"user.a", &values[round % 3], 0, &USER).unwrap();
+            }
+            done.store(true, Ordering::SeqCst);
+        });
+        while !done.load(Ordering::SeqCst) {
+            let value = fs.getxattr(ino, b"user.a").unwrap();
+            assert!(values.contains(&value), "{} bytes", value.len());
+        }
+    });
+}
+
 fn acls_and_modes_stay_in_step(rig: &Rig) {
     let fs = rig.mount();
     let dir = fs.mkdir(ROOT_INO, b"dir", 0o755, &USER).unwrap().ino;
@@ -473,6 +636,12 @@ fn acls_and_modes_stay_in_step(rig: &Rig) {
     assert_eq!(fs.getattr(f.ino).unwrap().mode & 0o777, 0o451);
     assert_eq!(errno(fs.setxattr(f.ino, ACL_ACCESS, b"junk", 0, &USER)), libc::EINVAL);
     assert_eq!(errno(fs.setxattr(f.ino, ACL_DEFAULT, &named(7, 7, 7, 7, 7), 0, &USER)), libc::EPERM);
+    for (groups, keeps) in [(&[][..], false), (&[7, 555][..], true), (&[7][..], false)] {
+        let owner = SetAttr { gid: Some(555), mode: Some(0o2755), ..SetAttr::default() };
+        fs.setattr(f.ino, &Caller::default(), &owner).unwrap();
+        fs.setxattr_of_group(f.ino, ACL_ACCESS, &named(4, 7, 4, 5, 1), 0, &USER, groups).unwrap();
+        assert_eq!(fs.getattr(f.ino).unwrap().mode & S_ISGID != 0, keeps, "{groups:?}");
+    }
     fs.removexattr(f.ino, ACL_ACCESS).unwrap();
     fs.removexattr(f.ino, ACL_ACCESS).unwrap();
     assert_eq!(errno(fs.getxattr(f.ino, ACL_ACCESS)), libc::ENODATA);
@@ -519,6 +688,88 @@ fn a_failed_change_leaves_memory_as_it_was() {
     assert_eq!(fs.getattr(ROOT_INO).unwrap(), root);
     entry.state.lock().inode.as_mut().unwrap().nlink = 1;
     rig.check();
+}
+
+/// A file made longer keeps its length if anything later survives, and shows zeros there: also where the last block held
+/// other bytes before, or was written to without an fsync.
+#[test]
+fn a_size_that_grew_survives_with_later_names() {
+    for way in 0..7 {
+        let rig = Rig::disks(way);
+        let fs = rig.mount();
+        let ino = file(&fs, b"f", &[0xaa; 3_000]);
+        let other = file(&fs, b"other", b"x");
+        fs.sync().unwrap();
+        let resize = |size| {
+            fs.setattr(ino, &USER, &SetAttr { size: Some(size), ..SetAttr::default() }).unwrap();
+        };
+        let mut from = 3_000;
+        match way {
+            0 => resize(1 << 20),
+            1 => fs.fallocate(ino, 0, 1 << 20, 0).unwrap(),
+            2 => {
+                fs.write(ino, 0, &[0xaa; 10], false, false).unwrap();
+                resize(1 << 20);
+            }
+            3 => {
+                resize(100);
+                resize(1 << 20);
+                fs.write(ino, 50, &[0xaa; 10], false, false).unwrap();
+                from = 100;
+            }
+            4 => {
+                fs.fallocate(ino, 10, 20, PUNCH).unwrap();
+                fs.write(ino, 10, &[0xaa; 20], false, false).unwrap();
+                resize(1 << 20);
+            }
+            5 => {
+                fs.write(ino, 3_000, &[0xaa; 6_000], false, false).unwrap();
+                resize(2_000);
+                resize(1 << 20);
+                from = 2_000;
+            }
+            _ => {
+                resize(1_000);
+                resize(1 << 20);
+                rig.real.as_ref().unwrap().place_step().unwrap();
+                from = 1_000;
+            }
+        }
+        rename(&fs, (ROOT_INO, b"other"), (ROOT_INO, b"renamed"), 0).unwrap();
+        fs.fsync(other, false, Box::new(|outcome| outcome.unwrap()));
+        drop(fs);
+        let rig = rig.crash(crate::disk::sim::CrashPlan::DropAll, way);
+        let fs = rig.mount();
+        assert_eq!(fs.lookup(ROOT_INO, b"renamed").unwrap().ino, other);
+        let bytes = read_all(&fs, ino);
+        assert_eq!(bytes.len(), 1 << 20, "way {way}");
+        assert!(bytes[..from].iter().all(|byte| *byte == 0xaa || (way == 4 && *byte == 0)), "way {way}");
+        assert!(bytes[from..].iter().all(|byte| *byte == 0), "way {way}");
+        rig.check();
+    }
+}
+
+/// Bytes that were not made durable may be lost with the size that they gave the file, but do not turn up when it grows.
+#[test]
+fn bytes_beyond_a_size_that_was_cut_short_stay_away() {
+    let rig = Rig::disks(3);
+    let fs = rig.mount();
+    let ino = file(&fs, b"f", &[0xaa; 3_000]);
+    let other = file(&fs, b"other", b"x");
+    fs.sync().unwrap();
+    let resize = |fs: &Filesystem, size| {
+        fs.setattr(ino, &USER, &SetAttr { size: Some(size), ..SetAttr::default() }).unwrap();
+    };
+    fs.write(ino, 3_000, &[0xbb; 6_000], false, false).unwrap();
+    resize(&fs, 8_500);
+    resize(&fs, 1 << 20);
+    fs.fsync(other, false, Box::new(|outcome| outcome.unwrap()));
+    drop(fs);
+    let rig = rig.crash(crate::disk::sim::CrashPlan::DropAll, 3);
+    let fs = rig.mount();
+    assert_eq!(fs.getattr(ino).unwrap().size, 3_000);
+    resize(&fs, 20_000);
+    assert!(read_all(&fs, ino)[3_000..].iter().all(|byte| *byte == 0));
 }
 
 /// What was cut off does not come back, whatever of the cut survived a power cut.

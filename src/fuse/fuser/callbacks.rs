@@ -4,10 +4,11 @@
 //! *Not here*: threads, panics (`super`), translation (`words`).
 
 use super::words::{
-    answer_attr, answer_empty, answer_entry, answer_xattr, bytes, caller, entry, kind_of, list, moment, plus, shown,
+    Added, answer_attr, answer_empty, answer_entry, answer_xattr, bytes, caller, entry, groups_of, kind_of, list,
+    moment, plus, shown,
 };
 use super::{Adapter, BACKGROUND_MAX, COPY_MAX, Matter, TRUST, capabilities};
-use crate::fs::SetAttr;
+use crate::fs::{ACL_ACCESS, SetAttr};
 use crate::fuse::{Requests, WriteKind, times};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, FopenFlags, INodeNo, IoctlFlags,
@@ -220,8 +221,18 @@ impl fuser::Filesystem for Adapter {
         self.sync(ino, datasync, reply);
     }
 
-    fn opendir(&self, _request: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(0), FopenFlags::empty());
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // A handle keeps a directory that is removed meanwhile, as it does a file.
+        let answer = |reply: ReplyOpen, handle| reply.opened(FileHandle(handle), FopenFlags::empty());
+        self.now(reply, |to| to.open(ino.0, libc::O_RDONLY), answer);
+    }
+
+    fn releasedir(&self, _request: &Request, ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        let work = move |to: &dyn Requests| {
+            to.release(ino.0, handle.0);
+            Ok(())
+        };
+        self.now(reply, work, answer_empty);
     }
 
     fn readdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -229,7 +240,8 @@ impl fuser::Filesystem for Adapter {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             list(&*core.requests, ino.0, offset, false, |entry| {
                 let kind = kind_of(u32::from(entry.file_type) << 12).unwrap_or(FileType::RegularFile);
-                reply.add(INodeNo(entry.ino), entry.cookie, kind, OsStr::from_bytes(&entry.name))
+                let name = OsStr::from_bytes(&entry.name);
+                Added::unless_full(reply.add(INodeNo(entry.ino), entry.cookie, kind, name))
             })
         }));
         let outcome = outcome.unwrap_or(Err(libc::EIO));
@@ -248,9 +260,8 @@ impl fuser::Filesystem for Adapter {
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             list(&*core.requests, ino.0, offset, true, |entry| {
                 let name = OsStr::from_bytes(&entry.name);
-                let dots = entry.name == b"." || entry.name == b"..";
-                let Some((attr, generation)) = plus(entry, dots) else { return false }; // gone meanwhile
-                reply.add(INodeNo(entry.ino), entry.cookie, name, &TRUST, &attr, generation)
+                let Some((attr, generation, trust)) = plus(entry) else { return Added::No }; // gone meanwhile
+                Added::unless_full(reply.add(INodeNo(entry.ino), entry.cookie, name, &trust, &attr, generation))
             })
         }));
         let outcome = outcome.unwrap_or(Err(libc::EIO));
@@ -288,7 +299,9 @@ impl fuser::Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (name, value, who) = (bytes(name), value.to_vec(), caller(request, 0));
-        self.names(reply, move |to| to.setxattr(ino.0, &name, &value, flags, &who), answer_empty);
+        // Only this asks for them: whether an ACL takes setgid away.
+        let groups = if name == ACL_ACCESS && who.uid != 0 { groups_of(request.pid()) } else { vec![] };
+        self.names(reply, move |to| to.setxattr(ino.0, &name, &value, flags, (&who, &groups)), answer_empty);
     }
 
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -384,7 +397,7 @@ impl fuser::Filesystem for Adapter {
     ) {
         let work =
             move |to: &dyn Requests| i64::try_from(to.lseek(ino.0, offset, whence)?).map_err(|_| libc::EOVERFLOW);
-        self.now(reply, work, |reply, found| reply.offset(found));
+        self.data(reply, work, |reply, found| reply.offset(found));
     }
 
     fn copy_file_range(

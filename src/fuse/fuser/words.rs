@@ -5,12 +5,13 @@
 
 use super::super::{Requests, times};
 use super::{LISTING_STEP, Outcome, TRUST};
-use crate::fs::{Attr, Caller, DirEntry};
+use crate::fs::{Attr, Caller, DirEntry, Found};
 use fuser::{
     Errno, FileAttr, FileType, Generation, INodeNo, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr, Request, TimeOrNow,
 };
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 pub(super) fn kind_of(mode: u32) -> Option<FileType> {
     Some(match mode & libc::S_IFMT {
@@ -54,6 +55,13 @@ pub(super) fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), umask }
 }
 
+/// Supplementary groups of a process, as the kernel shows them; none if it cannot be seen (another namespace).
+pub(super) fn groups_of(process: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or_default();
+    line.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
 pub(super) fn bytes(name: &OsStr) -> Vec<u8> {
     name.as_bytes().to_vec()
 }
@@ -95,26 +103,45 @@ pub(super) fn moment(time: TimeOrNow) -> crate::fs::TimeOrNow {
     }
 }
 
+/// What became of an entry of a listing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Added {
+    /// It is in the answer.
+    Yes,
+    /// It does not belong there.
+    No,
+    /// The answer is full without it.
+    Full,
+}
+
+impl Added {
+    pub(super) fn unless_full(is_full: bool) -> Added {
+        if is_full { Added::Full } else { Added::Yes }
+    }
+}
+
 /// Hand entries from `after` on to `add` until it is full or there are no more.
 pub(super) fn list(
     requests: &dyn Requests,
     ino: u64,
     mut after: u64,
     with_attr: bool,
-    mut add: impl FnMut(&DirEntry) -> bool,
+    mut add: impl FnMut(&DirEntry) -> Added,
 ) -> Outcome<()> {
     let mut any = false;
     loop {
         let entries = match requests.readdir(ino, after, LISTING_STEP, with_attr) {
             Ok(entries) => entries,
-            Err(_) if any => return Ok(()), // what was found is an answer; the next call meets the error again
+            // What was found is an answer; the next call meets the error again. An empty answer would be the end.
+            Err(_) if any => return Ok(()),
             Err(code) => return Err(code),
         };
         for entry in &entries {
-            if add(entry) {
-                return Ok(());
+            match add(entry) {
+                Added::Full => return Ok(()),
+                Added::Yes => any = true,
+                Added::No => {}
             }
-            any = true;
         }
         match entries.last() {
             Some(last) if entries.len() >= LISTING_STEP => after = last.cookie,
@@ -123,8 +150,9 @@ pub(super) fn list(
     }
 }
 
-/// Attributes for READDIRPLUS. The kernel takes only the number and type of `.` and `..`.
-pub(super) fn plus(entry: &DirEntry, dots: bool) -> Option<(FileAttr, Generation)> {
+/// Attributes for READDIRPLUS and how long they may be trusted; none if the inode has gone. The kernel takes only the
+/// number and type of `.` and `..`.
+pub(super) fn plus(entry: &DirEntry) -> Option<(FileAttr, Generation, Duration)> {
     let dots_attr = || Attr {
         ino: entry.ino,
         mode: libc::S_IFDIR,
@@ -140,6 +168,73 @@ pub(super) fn plus(entry: &DirEntry, dots: bool) -> Option<(FileAttr, Generation
         gid: 0,
         rdev: 0,
     };
-    let attr = if dots { dots_attr() } else { entry.attr.clone()? };
-    self::entry(&attr).ok()
+    let trust = match entry.found {
+        Found::Gone => return None,
+        Found::Damaged => Duration::ZERO, // whoever looks at it asks us, and hears of the damage
+        Found::Whole => TRUST,
+    };
+    let dots = entry.name == b"." || entry.name == b"..";
+    let mut attr = if dots { dots_attr() } else { entry.attr.clone()? };
+    if kind_of(attr.mode).is_none() {
+        attr.mode = libc::S_IFREG; // a damaged type; the name must appear all the same
+    }
+    let (attr, generation) = self::entry(&attr).ok()?;
+    Some((attr, generation, trust))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::item::Dirent;
+    use crate::format::{ItemKind, Key, ROOT_INO};
+    use crate::fs::memory::MemoryStore;
+    use crate::fs::{Filesystem, FsOptions};
+    use std::sync::Arc;
+
+    fn filesystem() -> (Arc<MemoryStore>, Filesystem) {
+        let store = Arc::new(MemoryStore::new(7, Filesystem::root_items(Default::default(), 0, 0)));
+        let filesystem = Filesystem::new(store.clone(), FsOptions::default()).unwrap();
+        (store, filesystem)
+    }
+
+    fn add(entry: &DirEntry, names: &mut Vec<(Vec<u8>, Duration)>) -> Added {
+        let Some((attr, _, trust)) = plus(entry) else { return Added::No };
+        assert_eq!(attr.ino, INodeNo(entry.ino));
+        names.push((entry.name.clone(), trust));
+        Added::Yes
+    }
+
+    #[test]
+    fn a_name_whose_inode_is_damaged_is_listed_and_one_that_has_gone_is_not() {
+        let (store, filesystem) = filesystem();
+        let make = |name: &[u8]| {
+            let who = Caller { uid: 0, gid: 0, umask: 0 };
+            Filesystem::mkdir(&filesystem, ROOT_INO, name, 0o755, &who).unwrap().ino
+        };
+        let damaged = make(b"damaged");
+        make(b"whole");
+        let entry = Dirent { ino: 999_999, file_type: 8, name: b"gone".to_vec() };
+        store.put(Key::new(ROOT_INO, ItemKind::Dirent, 1 << 40), entry.encode());
+        store.lose(Key::inode(damaged));
+        let filesystem = Filesystem::new(store.clone(), FsOptions::default()).unwrap(); // nothing in memory
+        let mut names = vec![];
+        list(&filesystem, ROOT_INO, 2, true, |entry| add(entry, &mut names)).unwrap();
+        names.sort();
+        assert_eq!(names, [(b"damaged".to_vec(), Duration::ZERO), (b"whole".to_vec(), TRUST)]);
+        let damaged = filesystem.lookup(ROOT_INO, b"damaged").map_err(|error| crate::error::errno(&error));
+        assert_eq!(damaged, Err(libc::EIO));
+    }
+
+    #[test]
+    fn an_error_behind_names_that_have_gone_is_not_the_end_of_the_directory() {
+        let (store, filesystem) = filesystem();
+        for number in 0..LISTING_STEP as u64 {
+            let entry = Dirent { ino: 900_000 + number, file_type: 8, name: format!("gone {number}").into_bytes() };
+            store.put(Key::new(ROOT_INO, ItemKind::Dirent, (1 + number) << 40), entry.encode());
+        }
+        store.lose(Key::new(ROOT_INO, ItemKind::Dirent, 1 << 60));
+        let mut names = vec![];
+        let outcome = list(&filesystem, ROOT_INO, 2, true, |entry| add(entry, &mut names));
+        assert_eq!((outcome, names), (Err(libc::EIO), vec![]));
+    }
 }
