@@ -3,7 +3,7 @@
 //! *Guarantees*: [`every`] runs the history once for each request of one disk that can fail in one way, and stops when
 //! none did. Each time no application sees an error, everything that was written is there, a scrub heals what the fault
 //! left on that disk and nothing else is found, and a power cut at the end loses nothing.
-//! *Assumes*: one fault in a history. *Fails when*: it cost anything: [`Failure`], whose first line replays the case.
+//! *Assumes*: one fault in a history; nobody reads a state from before a replace when it is over. *Fails when*: it cost anything: [`Failure`], whose first line replays the case.
 //! *Order*: operations, with a remount, a scrub, a replace and another remount between them.
 //! *Not here*: faults by chance (`fault`), two faults.
 
@@ -46,6 +46,11 @@ impl Way {
     pub const ALL: [Way; 7] =
         [Way::ReadError, Way::WriteError, Way::FlushError, Way::LostWrite, Way::TornWrite, Way::Hang, Way::Dies];
 
+    /// Whether the disk must be out once it has struck.
+    fn puts_out(self) -> bool {
+        matches!(self, Way::WriteError | Way::FlushError | Way::Dies)
+    }
+
     fn arm(self, faults: &mut Faults, after: u32) {
         let once = Fault::Once(after);
         match self {
@@ -80,6 +85,7 @@ impl std::fmt::Display for Case {
 struct Nth {
     bench: Bench,
     bad: usize,
+    way: Way,
     /// Operations since something hangs.
     hanging: usize,
 }
@@ -164,6 +170,8 @@ impl Nth {
         self.operations(&mut driver, OPERATIONS / 4)?;
         Nth::scrub(&driver)?;
         self.operations(&mut driver, OPERATIONS / 8)?;
+        // A replace waits for those who read an older state; here that is this thread.
+        driver.settle()?;
         self.replace(&driver)?;
         self.operations(&mut driver, OPERATIONS / 8)?;
         let mut driver = self.remount(driver)?;
@@ -173,6 +181,12 @@ impl Nth {
 
     /// The fault is over: a scrub heals what it left, on that disk alone.
     fn relieve(&mut self, driver: &Driver) -> Result<(), String> {
+        let (mirror, bad) = (driver.store.mirror(), path(self.bad));
+        let struck = self.bench.disks[self.bad].counters().faults > 0;
+        let in_sync = mirror.health().iter().any(|h| h.name.path == bad && mirror.members().contains(h.slot));
+        if struck && in_sync && self.way.puts_out() {
+            return Err("a replica that failed is still called in sync".into());
+        }
         self.bench.disks[self.bad].faults(|faults| *faults = Faults { gone: faults.gone, ..Faults::default() });
         self.release();
         for finding in examine_store(&driver.store, true).findings {
@@ -206,7 +220,7 @@ fn one(case: &Case, after: u32, covered: &mut Covered) -> Result<bool, String> {
     let mut bench = Bench::with(case.seed, setup(), Random::new(case.seed));
     bench.disks.push(bench.power.disk(setup().blocks));
     bench.disks[case.disk].faults(|faults| case.way.arm(faults, after));
-    let mut nth = Nth { bench, bad: case.disk, hanging: 0 };
+    let mut nth = Nth { bench, bad: case.disk, way: case.way, hanging: 0 };
     let outcome = nth.run();
     covered.sequences += 1;
     covered.recoveries += 1;
