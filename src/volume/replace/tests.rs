@@ -354,3 +354,21 @@ fn an_emptied_directory_is_replaced_by_itself_and_then_by_another() {
     volume.replace("1", &paths[0], go).unwrap();
     volume.close().unwrap();
 }
+
+/// A new replica that fails between its proof and its root: the old one stays, by name too.
+#[test]
+fn a_take_over_that_did_not_happen_renames_nobody() {
+    let rig = Rig::new(21, 2);
+    let (store, _) = rig.open(false).unwrap();
+    small_fill(&store);
+    let before = store.durable_root();
+    let slot = store.mirror().attach(name(21), rig.power.disk(4096));
+    store.mirror().set_out(slot, "failed just now");
+    let taken = store.change_members(|mirror| mirror.take_over(slot, 0)).unwrap();
+    assert!(taken.is_none());
+    let after = store.durable_root();
+    assert_eq!(after.members[0].replica, before.members[0].replica, "the old one was not replaced");
+    assert_eq!(after.epoch().id, before.epoch().id, "nobody was left behind");
+    drop(store);
+    assert_eq!(rig.open(false).unwrap().0.mirror().members().in_sync, 0b11);
+}
