@@ -157,9 +157,10 @@ pub fn choose(present: &[Present]) -> Result<Choice, StoreError> {
     let Some((owner, slot, root)) = newest.max_by_key(|(_, _, root)| root.version) else {
         return refuse(format!("no root proves itself on {}: nothing is left of the volume there", list(present)));
     };
-    let forked = present
-        .iter()
-        .find(|p| p.found.roots.first().is_some_and(|(_, other)| !root.follows(other.epoch().id, other.version)));
+    // A version is used once: two roots that share one and differ belong to two histories.
+    let apart =
+        |other: &Root| !root.follows(other.epoch().id, other.version) || other.version == root.version && other != root;
+    let forked = present.iter().find(|p| p.found.roots.first().is_some_and(|(_, other)| apart(other)));
     if let Some(other) = forked {
         let theirs = &other.found.roots[0].1;
         return refuse(format!(
@@ -281,7 +282,9 @@ fn finish(
     let log = Log::new(label.geometry.log_blocks, world.random());
     let mut roots = RootState::new(choice.root.clone(), choice.slot, choice.slots);
     roots.on_shrink = options.on_shrink;
-    roots.fork_next = choice.missing > 0;
+    // A replica that was returning may have got, alone, a root that calls it in sync.
+    let returning = choice.root.members.iter().any(|member| member.state == MemberState::Returning);
+    roots.fork_next = choice.missing > 0 || returning;
     let store = Store::assemble(Opening { label, world, mirror, options: options.store, roots, log });
     if !options.hold {
         store.resume(LogEnd::Proven, &mut report)?;

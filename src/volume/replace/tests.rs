@@ -372,3 +372,36 @@ fn a_take_over_that_did_not_happen_renames_nobody() {
     drop(store);
     assert_eq!(rig.open(false).unwrap().0.mirror().members().in_sync, 0b11);
 }
+
+/// The root that calls the new replica in sync reached it alone when the power failed, and it is absent at the next
+/// mount: what is acknowledged then counts, in whatever order the two are given later.
+#[test]
+fn a_root_that_only_the_new_replica_got_is_no_second_history() {
+    for turned in [false, true] {
+        let mut rig = Rig::new(22, 2);
+        let (store, _) = rig.open(false).unwrap();
+        small_fill(&store);
+        lose_second(&rig, &store);
+        let new = rig.power.disk(4096);
+        resync(&store, Place::Free(1), name(22), new.clone(), &mut |_| true).unwrap();
+        let joined = store.durable_root();
+        drop(store);
+        let first = rig.disks[0].reopen();
+        let slot = crate::store::recover::examine(&*first, Duration::from_secs(1)).unwrap().roots[0].0;
+        assert!(first.stale(crate::format::Root::addr(slot)));
+        rig.disks = vec![first.clone()];
+        rig.seed += 100;
+        let (store, report) = rig.open(false).unwrap();
+        assert_eq!((report.version + 1, report.missing), (joined.version, 0), "the root before");
+        put(&store, Key::new(900, ItemKind::Xattr, 0), b"acknowledged").unwrap();
+        store.fsync_wait(900).unwrap();
+        drop(store);
+        rig.disks = vec![first, new];
+        if turned {
+            rig.disks.reverse();
+        }
+        let (store, report) = rig.open(false).unwrap_or_else(|error| panic!("turned: {turned}: {error}"));
+        assert!(store.get(Key::new(900, ItemKind::Xattr, 0)).unwrap().is_some(), "turned: {turned}");
+        assert_eq!(report.behind.len(), 1, "turned: {turned}: the new one is behind");
+    }
+}
