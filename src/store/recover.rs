@@ -39,6 +39,8 @@ pub struct Found {
     pub roots: Vec<(usize, Root)>,
     /// Slots that hold something that does not prove itself.
     pub damaged: Vec<usize>,
+    /// Of those: slots that could not be read, and may hold anything.
+    pub unreadable: Vec<usize>,
 }
 
 /// A replica that is there.
@@ -103,17 +105,22 @@ pub fn examine(backing: &dyn Backing, wait: Duration) -> Result<Found, String> {
     }
     let Some(label) = label else { return Err(why) };
     let mut roots = Vec::new();
-    let mut damaged = Vec::new();
+    let (mut damaged, mut unreadable) = (Vec::new(), Vec::new());
     for slot in 0..ROOT_SLOTS {
         let block = read(backing, Root::addr(slot), 1, wait);
         match block.as_ref().map(|block| Root::decode(block, slot, label.volume, &label.geometry)) {
             Some(Ok(root)) => roots.push((slot, root)),
             Some(Err(_)) if block.is_some_and(|block| crate::format::all_zero(&block)) => {}
-            _ => damaged.push(slot),
+            other => {
+                damaged.push(slot);
+                if other.is_none() {
+                    unreadable.push(slot);
+                }
+            }
         }
     }
     roots.sort_by_key(|(_, root)| std::cmp::Reverse(root.version));
-    Ok(Found { label, roots, damaged })
+    Ok(Found { label, roots, damaged, unreadable })
 }
 
 /// The newest root of a volume and what each of its members is.
@@ -250,6 +257,9 @@ pub fn open(present: Vec<Present>, options: OpenStore, world: Arc<dyn World>) ->
             if choice.missing == 1 { "is" } else { "are" }
         )));
     }
+    if !options.hold {
+        refuse_blind(&present, &choice)?;
+    }
     let label = present[0].found.label.clone();
     let replicas: Vec<_> = choice
         .members
@@ -269,6 +279,23 @@ pub fn open(present: Vec<Present>, options: OpenStore, world: Arc<dyn World>) ->
         ..Report::default()
     };
     finish(label, mirror, choice, options, world, report)
+}
+
+/// A replica that is mounted without its twin and cannot read a root slot cannot know that no newer root stands there.
+fn refuse_blind(present: &[Present], choice: &Choice) -> Result<(), StoreError> {
+    let mut alone = choice.members.iter().filter_map(|(index, in_sync)| index.filter(|_| *in_sync));
+    let (Some(index), None) = (alone.next(), alone.next()) else { return Ok(()) };
+    let replica = &present[index];
+    if choice.missing == 0 || replica.found.unreadable.is_empty() {
+        return Ok(());
+    }
+    Err(StoreError::Refused(format!(
+        "{}: a root slot cannot be read, and the newest state may stand there: give its twin, or let `stablefs fsck -y` \
+         go on from root {} of {}",
+        replica.path,
+        choice.root.version,
+        when(choice.root.time_ns)
+    )))
 }
 
 fn finish(
@@ -299,6 +326,23 @@ pub enum LogEnd {
     Proven,
     /// Go on without it and what followed: a person said so.
     Accepted,
+}
+
+/// What stands on one replica where a record is expected.
+enum Place {
+    Record(Box<(RecordHead, Buf)>),
+    /// Read, and not that record.
+    Other,
+    /// The record may stand there.
+    Unreadable,
+}
+
+/// Nobody can read the place of record `seq`.
+fn blind(seq: u64, addr: u64) -> StoreError {
+    StoreError::Refused(format!(
+        "block {addr} of the log cannot be read on any replica, and record {seq} may stand there: \
+         `stablefs fsck -y` goes on without it and what followed it"
+    ))
 }
 
 /// A record with its entries.
@@ -363,9 +407,9 @@ impl Store {
         let mut records = Vec::new();
         let (mut seq, mut at) = (root.log_seq, root.log_at);
         loop {
-            let found = match self.read_record(root, seq, at, report)? {
+            let found = match self.read_record(root, (seq, at), end, report)? {
                 Some(found) => Some((found, at)),
-                None if at != 0 => self.read_record(root, seq, 0, report)?.map(|found| (found, 0)),
+                None if at != 0 => self.read_record(root, (seq, 0), end, report)?.map(|found| (found, 0)),
                 None => None,
             };
             let Some((record, stands)) = found else { break };
@@ -384,18 +428,31 @@ impl Store {
         Ok(records)
     }
 
-    fn read_record(&self, root: &Root, seq: u64, at: u32, report: &mut Report) -> Result<Option<Record>, StoreError> {
+    fn read_record(
+        &self,
+        root: &Root,
+        (seq, at): (u64, u32),
+        end: LogEnd,
+        report: &mut Report,
+    ) -> Result<Option<Record>, StoreError> {
         let addr = self.label.geometry.log_at + u64::from(at);
         let members = self.mirror.members();
         let mut proven: Option<(RecordHead, Buf)> = None;
         let mut lacking = Vec::new();
+        let mut seen = false;
         for replica in (0..self.mirror.replicas()).filter(|r| members.contains(*r)) {
             match self.record_on(replica, root, seq, at, addr) {
-                Some(found) => drop(proven.get_or_insert(found)),
-                None => lacking.push(replica),
+                Place::Record(found) => drop(proven.get_or_insert(*found)),
+                Place::Other => {
+                    seen = true;
+                    lacking.push(replica);
+                }
+                Place::Unreadable => lacking.push(replica),
             }
         }
-        let Some((head, buf)) = proven else { return Ok(None) };
+        let Some((head, buf)) = proven else {
+            return if seen || end == LogEnd::Accepted { Ok(None) } else { Err(blind(seq, addr)) };
+        };
         let mut rest = log::entries(&buf, &head)?;
         let mut entries = Vec::new();
         while !rest.is_empty() {
@@ -417,16 +474,19 @@ impl Store {
         Ok(Some(Record { head, entries }))
     }
 
-    fn record_on(&self, replica: usize, root: &Root, seq: u64, at: u32, addr: u64) -> Option<(RecordHead, Buf)> {
+    fn record_on(&self, replica: usize, root: &Root, seq: u64, at: u32, addr: u64) -> Place {
         let ring = self.label.geometry.log_blocks;
-        let first = self.mirror.read_raw(replica, addr, 1).ok()?;
-        let head = log::decode_head(&first, self.label.volume, addr, ring).ok()?;
+        let Ok(first) = self.mirror.read_raw(replica, addr, 1) else { return Place::Unreadable };
+        let Ok(head) = log::decode_head(&first, self.label.volume, addr, ring) else { return Place::Other };
         if head.log_id != root.log_id || head.seq != seq || at + head.blocks > ring {
-            return None;
+            return Place::Other;
         }
-        let whole = if head.blocks == 1 { first } else { self.mirror.read_raw(replica, addr, head.blocks).ok()? };
-        log::entries(&whole, &head).ok()?;
-        Some((head, whole))
+        let whole = if head.blocks == 1 { Ok(first) } else { self.mirror.read_raw(replica, addr, head.blocks) };
+        match whole {
+            Ok(whole) if log::entries(&whole, &head).is_ok() => Place::Record(Box::new((head, whole))),
+            Ok(_) => Place::Other,
+            Err(_) => Place::Unreadable,
+        }
     }
 
     /// The log ends before `missing`. If a later record says that it had been acknowledged, that is damage.
@@ -434,21 +494,32 @@ impl Store {
         const STEP: u32 = 256;
         let ring = self.label.geometry.log_blocks;
         let members = self.mirror.members();
-        for replica in (0..self.mirror.replicas()).filter(|r| members.contains(*r)) {
-            for start in (0..ring).step_by(STEP as usize) {
-                let blocks = STEP.min(ring - start);
-                let from = self.label.geometry.log_at + u64::from(start);
-                let Ok(buf) = self.mirror.read_raw(replica, from, blocks) else { continue };
-                for i in 0..blocks as usize {
-                    let block = &buf[i * BLOCK..(i + 1) * BLOCK];
-                    let head = log::decode_head(block, self.label.volume, from + i as u64, ring);
-                    if head.is_ok_and(|h| h.log_id == root.log_id && h.seq > missing && h.acked >= missing) {
-                        return Err(StoreError::Refused(format!(
-                            "log record {missing} had been acknowledged and is damaged on every replica: \
-                             `stablefs fsck -y` goes on without it and what followed it"
-                        )));
+        let replicas: Vec<usize> = (0..self.mirror.replicas()).filter(|r| members.contains(*r)).collect();
+        let tells = |from: u64, buf: &Buf| {
+            (0..buf.blocks()).any(|i| {
+                let head = log::decode_head(buf.block(i), self.label.volume, from + i as u64, ring);
+                head.is_ok_and(|h| h.log_id == root.log_id && h.seq > missing && h.acked >= missing)
+            })
+        };
+        for start in (0..ring).step_by(STEP as usize) {
+            let blocks = STEP.min(ring - start);
+            let from = self.label.geometry.log_at + u64::from(start);
+            let read: Vec<_> = replicas.iter().map(|r| self.mirror.read_raw(*r, from, blocks)).collect();
+            let mut said = read.iter().flatten().any(|buf| tells(from, buf));
+            if !said && read.iter().all(Result::is_err) {
+                for addr in from..from + u64::from(blocks) {
+                    let mut read = replicas.iter().filter_map(|r| self.mirror.read_raw(*r, addr, 1).ok()).peekable();
+                    if read.peek().is_none() {
+                        return Err(blind(missing, addr));
                     }
+                    said |= read.any(|buf| tells(addr, &buf));
                 }
+            }
+            if said {
+                return Err(StoreError::Refused(format!(
+                    "log record {missing} had been acknowledged and is damaged on every replica: \
+                     `stablefs fsck -y` goes on without it and what followed it"
+                )));
             }
         }
         Ok(())
