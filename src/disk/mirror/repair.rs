@@ -11,7 +11,7 @@
 
 use super::read::data;
 use super::write::{REQUEST_BLOCKS_MAX, describe};
-use super::{Lane, Mirror, REPAIR_TURNS, ReplicaState, slot};
+use super::{Lane, Mirror, REPAIR_TURNS, ReplicaState};
 use crate::disk::DiskError;
 use crate::disk::backing::{Op, Ticket};
 use crate::disk::buffer::{Buf, Slice};
@@ -21,6 +21,9 @@ use std::io;
 
 /// Requests that a proof keeps outstanding.
 const PROOFS_OUTSTANDING: usize = 4;
+
+/// Said of a replica that is not asked, because a further request would only hang as well.
+const HANGS: &str = "is out and has not answered yet";
 
 /// Why a copy is an omission.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,12 +106,19 @@ impl Mirror {
         let mut next = addr;
         loop {
             while asked.len() < PROOFS_OUTSTANDING {
+                if self.hangs(&lane) {
+                    break;
+                }
                 let Some(chunk) = chunks.next() else { break };
                 let op = Op::ReadMedium { addr: next, blocks: chunk.len() as u32 };
                 asked.push_back((next, chunk, lane.backing.submit(op)));
                 next += chunk.len() as u64;
             }
-            let Some((at, chunk, ticket)) = asked.pop_front() else { return proofs };
+            let Some((at, chunk, ticket)) = asked.pop_front() else {
+                // It hangs: nothing is known of the rest.
+                proofs.resize(sums.len(), Proof::Unproven(HANGS.into()));
+                return proofs;
+            };
             let answer = self.await_one(&lane, &ticket, "a proof").and_then(|done| data(done, chunk.len()));
             self.prove_chunk(&lane, at, chunk, answer, heal, &mut proofs);
         }
@@ -142,6 +152,9 @@ impl Mirror {
 
     /// One block of one replica, from the medium.
     fn copy(&self, lane: &Lane, addr: Addr, sum: u64) -> Copy {
+        if self.hangs(lane) {
+            return Copy::Unknown(HANGS.into());
+        }
         match self.one(lane, Op::ReadMedium { addr, blocks: 1 }, "a read").and_then(|done| data(done, 1)) {
             Ok(buf) if self.seed.checksum(addr, &buf) == sum => Copy::Correct(buf),
             Ok(buf) if buf.iter().all(|byte| *byte == 0) => Copy::Damaged(Damage::Zeros),
@@ -196,8 +209,13 @@ impl Mirror {
         let others = |lane: &Lane| lane.slot != first.slot;
         lanes.extend(self.lanes(|state| state == ReplicaState::InSync).into_iter().filter(others));
         let rest = self.lanes(|state| state != ReplicaState::InSync).into_iter().filter(others);
-        lanes.extend(rest.filter(|lane| !self.table.read().rows.get(lane.slot).is_some_and(slot::Row::hangs)));
+        lanes.extend(rest.filter(|lane| !self.hangs(lane)));
         lanes
+    }
+
+    /// Whether asking this lane is pointless for now.
+    fn hangs(&self, lane: &Lane) -> bool {
+        self.table.read().rows.get(lane.slot).is_some_and(|row| row.holds(lane) && row.hangs())
     }
 
     /// Write proven bytes over a copy that is damaged, and prove it. False if the copy stays damaged.

@@ -722,3 +722,32 @@ fn replicas_opened_for_reading_are_read_around_and_left_as_they_are() {
     assert_eq!(mirror.prove(0, AT, &sums, true)[5], Proof::Healed(Damage::Checksum));
     assert_eq!(mirror.prove(0, AT, &sums, false), vec![Proof::Correct; 700]);
 }
+
+#[test]
+fn a_proof_asks_nothing_of_a_replica_that_is_out_and_hangs() {
+    let rig = rig(2);
+    let sums = rig.put(AT, 900, 3);
+    rig.disks[1].faults(|f| f.hang = Fault::Always);
+    rig.put(AT + 1000, 1, 4);
+    assert_eq!(rig.state(1), ReplicaState::Out);
+    let hanging = rig.disks[1].in_flight();
+    for heal in [false, true] {
+        let proofs = rig.mirror.prove(1, AT, &sums, heal);
+        assert!(proofs.len() == 900 && proofs.iter().all(|p| matches!(p, Proof::Unproven(_))));
+    }
+    assert_eq!(rig.disks[1].in_flight(), hanging, "it was asked for more");
+    rig.disks[0].zero(AT);
+    let read = rig.mirror.read(AT, &sums[..1]);
+    assert!(read.is_err(), "the only copy left is damaged");
+    assert_eq!(rig.disks[1].in_flight(), hanging, "it was asked for more");
+}
+
+#[test]
+fn a_proof_stops_asking_when_the_replica_falls_silent() {
+    let rig = rig(2);
+    let sums = rig.put(AT, 2500, 3);
+    rig.disks[1].faults(|f| f.hang = Fault::Always);
+    let proofs = rig.mirror.prove(1, AT, &sums, true);
+    assert!(proofs.len() == 2500 && proofs.iter().all(|p| matches!(p, Proof::Unproven(_))));
+    assert!(rig.disks[1].in_flight() <= 4, "{} requests hang", rig.disks[1].in_flight());
+}
