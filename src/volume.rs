@@ -12,7 +12,7 @@ pub mod witness;
 
 use crate::disk::backing::{Backing, BackingKind};
 use crate::disk::file::{self, CreateOptions, Inspection, Mode};
-use crate::disk::{DiskError, Mirror};
+use crate::disk::{DiskError, Mirror, ReplicaState};
 use crate::format::{BLOCK, Geometry, Label, REPLICAS_MAX, REPLICAS_MIN};
 use crate::fs::Filesystem;
 use crate::store::commit::Force;
@@ -162,6 +162,8 @@ pub fn format(paths: &[PathBuf], options: &FormatOptions) -> Result<FormatReport
         StoreError::NoSpace => StoreError::Refused("not enough room on a replica's filesystem for the volume".into()),
         other => other,
     })?;
+    let here: Vec<_> = labels.iter().zip(&found).map(|(l, one)| (l.replica, one.path.display().to_string())).collect();
+    witness::note_places(labels[0].volume, &[], &here);
     Ok(FormatReport {
         volume: labels[0].volume.to_string(),
         replicas: found.iter().map(|one| one.path.display().to_string()).collect(),
@@ -315,6 +317,9 @@ impl Volume {
             engine: Mutex::new(None),
             work: Mutex::new(None),
         };
+        if !options.read_only {
+            volume.note_places();
+        }
         Ok(volume)
     }
 
@@ -325,6 +330,15 @@ impl Volume {
             *engine = Some(Engine::start(&self.store, COMMIT_INTERVAL)?);
         }
         Ok(())
+    }
+
+    /// Write down where the replicas in sync stand.
+    fn note_places(&self) {
+        let health = self.mirror.health();
+        let members: Vec<_> = health.iter().map(|h| h.name.uuid).collect();
+        let in_sync = health.into_iter().filter(|h| h.state == ReplicaState::InSync);
+        let here: Vec<_> = in_sync.map(|h| (h.name.uuid, h.name.path)).collect();
+        witness::note_places(self.label.volume, &members, &here);
     }
 
     fn begin_work(&self, what: &'static str) -> Result<Alone<'_>, StoreError> {

@@ -17,7 +17,7 @@ use super::space::Span;
 use super::{Opening, Store, StoreError, StoreOptions, add_signed, tree};
 use crate::disk::backing::{Backing, Done, Op};
 use crate::disk::buffer::{Buf, Slice};
-use crate::disk::{Mirror, ReplicaName};
+use crate::disk::{Mirror, Proof, ReplicaName};
 use crate::format::geometry::ROOT_SLOTS;
 use crate::format::log::{self, Entry, RecordHead};
 use crate::format::{BLOCK, Geometry, ItemKind, Key, Label, MemberState, Root, VolumeSeed};
@@ -74,6 +74,8 @@ pub struct Report {
     pub replayed: u64,
     /// Records that one replica lacked and got back.
     pub healed: u64,
+    /// Records that one replica lacked: replica, sequence, block.
+    pub lacking: Vec<(usize, u64, u64)>,
     /// Replicas that are there but not in sync: path and why.
     pub behind: Vec<(String, String)>,
     /// Replicas that are missing.
@@ -82,19 +84,25 @@ pub struct Report {
     pub version: u64,
 }
 
-fn read(backing: &dyn Backing, addr: u64, blocks: u32, wait: Duration) -> Option<Buf> {
-    match backing.submit(Op::Read { addr, blocks }).wait(Some(Instant::now() + wait)) {
+/// Ask for all of these blocks at once, and wait for them together: a disk that hangs costs `wait` once.
+fn read_all(backing: &dyn Backing, addrs: impl Iterator<Item = u64>, wait: Duration) -> Vec<Option<Buf>> {
+    let asked: Vec<_> = addrs.map(|addr| backing.submit(Op::Read { addr, blocks: 1 })).collect();
+    let until = Instant::now() + wait;
+    let answer = |ticket: crate::disk::backing::Ticket| match ticket.wait(Some(until)) {
         Some(Ok(Done::Data(buf))) => Some(buf),
         _ => None,
-    }
+    };
+    asked.into_iter().map(answer).collect()
 }
 
 /// Read label and roots of a replica. The text of the error completes "replica PATH …".
 pub fn examine(backing: &dyn Backing, wait: Duration) -> Result<Found, String> {
     let mut why = "cannot be read".to_owned();
     let mut label = None;
-    for addr in Geometry::label_copies() {
-        match read(backing, addr, 1, wait).map(|block| Label::decode(&block, addr)) {
+    for (addr, block) in
+        Geometry::label_copies().into_iter().zip(read_all(backing, Geometry::label_copies().into_iter(), wait))
+    {
+        match block.map(|block| Label::decode(&block, addr)) {
             Some(Ok(found)) => {
                 label = Some(found);
                 break;
@@ -104,23 +112,30 @@ pub fn examine(backing: &dyn Backing, wait: Duration) -> Result<Found, String> {
         }
     }
     let Some(label) = label else { return Err(why) };
-    let mut roots = Vec::new();
-    let (mut damaged, mut unreadable) = (Vec::new(), Vec::new());
-    for slot in 0..ROOT_SLOTS {
-        let block = read(backing, Root::addr(slot), 1, wait);
-        match block.as_ref().map(|block| Root::decode(block, slot, label.volume, &label.geometry)) {
-            Some(Ok(root)) => roots.push((slot, root)),
-            Some(Err(_)) if block.is_some_and(|block| crate::format::all_zero(&block)) => {}
-            other => {
-                damaged.push(slot);
-                if other.is_none() {
-                    unreadable.push(slot);
-                }
-            }
+    let mut found = Found { label, roots: Vec::new(), damaged: Vec::new(), unreadable: Vec::new() };
+    for (slot, block) in read_all(backing, (0..ROOT_SLOTS).map(Root::addr), wait).into_iter().enumerate() {
+        let Some(block) = block else {
+            found.damaged.push(slot);
+            found.unreadable.push(slot);
+            continue;
+        };
+        match Root::decode(&block, slot, found.label.volume, &found.label.geometry) {
+            Ok(root) => found.roots.push((slot, root)),
+            Err(_) if crate::format::all_zero(&block) => {}
+            Err(_) => found.damaged.push(slot),
         }
     }
-    roots.sort_by_key(|(_, root)| std::cmp::Reverse(root.version));
-    Ok(Found { label, roots, damaged, unreadable })
+    found.roots.sort_by_key(|(_, root)| std::cmp::Reverse(root.version));
+    Ok(found)
+}
+
+/// Roots of the volume of `label` that prove themselves on `backing`, whatever its own label is; newest first.
+pub fn roots_on(backing: &dyn Backing, label: &Label, wait: Duration) -> Vec<Root> {
+    let blocks = read_all(backing, (0..ROOT_SLOTS).map(Root::addr), wait).into_iter().enumerate();
+    let decode = |(slot, block): (usize, Option<Buf>)| Root::decode(&block?, slot, label.volume, &label.geometry).ok();
+    let mut roots: Vec<Root> = blocks.filter_map(decode).collect();
+    roots.sort_by_key(|root| std::cmp::Reverse(root.version));
+    roots
 }
 
 /// The newest root of a volume and what each of its members is.
@@ -205,7 +220,8 @@ fn judge(present: &[Present], root: Root, slot: usize) -> Choice {
         let newest = replica.found.roots.first().map_or(0, |(_, r)| r.version);
         let newest_txg = replica.found.roots.first().map_or(0, |(_, r)| r.txg);
         // Where its copy of a root that would do is damaged, what it lacks is that block, not the groups before.
-        let is_old = newest_txg + LAG_MAX < root.txg && !recent.iter().any(|s| replica.found.damaged.contains(s));
+        let lag = LAG_MAX + u64::from(recent.iter().any(|s| replica.found.damaged.contains(s)));
+        let is_old = newest_txg + lag < root.txg;
         let why = match member.state {
             MemberState::Out => Some(format!("it was left behind at root {}", member.since_version)),
             MemberState::Returning => Some("its return was not finished".to_owned()),
@@ -345,6 +361,30 @@ fn blind(seq: u64, addr: u64) -> StoreError {
     ))
 }
 
+/// What waits in the log.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    /// Records.
+    pub records: u64,
+    /// What is damaged on one replica although it had been acknowledged, one line each.
+    pub findings: Vec<String>,
+    /// What was healed of it, and of what is damaged only because of the crash.
+    pub healed: u64,
+    /// Findings that were not healed.
+    pub left: Vec<String>,
+}
+
+impl Waiting {
+    fn note(&mut self, acknowledged: bool, replica: usize, what: &str, healed: bool) {
+        self.healed += u64::from(healed);
+        if acknowledged {
+            let line = format!("replica {replica}: {what} is damaged{}", if healed { "; healed" } else { "" });
+            self.left.extend((!healed).then(|| line.clone()));
+            self.findings.push(line);
+        }
+    }
+}
+
 /// A record with its entries.
 struct Record {
     head: RecordHead,
@@ -392,13 +432,45 @@ impl Store {
         Ok(())
     }
 
-    /// How many log records wait for replay; looks only.
-    pub fn log_waiting(&self) -> Result<u64, StoreError> {
+    /// What waits in the log for replay, proven on every replica in sync. Where writing is allowed, records that one
+    /// of them lacks are healed, and so are the blocks that records name.
+    pub fn log_waiting(&self) -> Result<Waiting, StoreError> {
         let root = self.view().committed.root.clone();
+        let mut waiting = Waiting::default();
         if root.clean {
-            return Ok(0);
+            return Ok(waiting);
         }
-        Ok(self.read_log(&root, LogEnd::Proven, &mut Report::default())?.len() as u64)
+        let mut report = Report::default();
+        let records = self.read_log(&root, LogEnd::Proven, &mut report)?;
+        waiting.records = records.len() as u64;
+        // What came after these may never have been acknowledged: a crash leaves it on any replica.
+        let acked = records.iter().map(|record| record.head.acked).max().unwrap_or(0);
+        for (replica, seq, addr) in report.lacking {
+            waiting.note(seq <= acked, replica, &format!("log record at block {addr}"), !self.options.read_only);
+        }
+        let members = self.mirror.members();
+        for replica in (0..self.mirror.replicas()).filter(|r| members.contains(*r)) {
+            for record in &records {
+                self.prove_runs(replica, record, acked, &mut waiting);
+            }
+        }
+        Ok(waiting)
+    }
+
+    fn prove_runs(&self, replica: usize, record: &Record, acked: u64, waiting: &mut Waiting) {
+        for entry in &record.entries {
+            let Entry::Run { addr, sums, .. } = entry else { continue };
+            let sums: Vec<u64> = sums.iter().map(|sum| u64::from(*sum)).collect();
+            let proofs = self.mirror.prove(replica, *addr, &sums, !self.options.read_only);
+            for (at, proof) in (*addr..).zip(proofs) {
+                let healed = match proof {
+                    Proof::Correct | Proof::Unproven(_) => continue,
+                    Proof::Healed(_) => true,
+                    Proof::Damaged(_) | Proof::Lost(_) => false,
+                };
+                waiting.note(record.head.seq <= acked, replica, &format!("block {at} that a log record names"), healed);
+            }
+        }
     }
 
     /// All records that follow `root`, in order; each from whichever replica proves it.
@@ -462,7 +534,7 @@ impl Store {
         }
         if !lacking.is_empty() && !self.options.read_only {
             let data = Slice::whole(buf);
-            for replica in lacking {
+            for &replica in &lacking {
                 if self.mirror.write_raw(replica, addr, data.clone()).is_err() {
                     self.mirror.set_out(replica, "it could not take back a log record");
                 } else {
@@ -471,6 +543,7 @@ impl Store {
             }
             self.mirror.flush()?;
         }
+        report.lacking.extend(lacking.into_iter().map(|replica| (replica, seq, addr)));
         Ok(Some(Record { head, entries }))
     }
 
