@@ -29,6 +29,28 @@ pub(super) enum Outcome {
     Missed,
 }
 
+/// Why one request to one replica gave nothing.
+pub(super) enum Trouble {
+    /// No answer within our deadline, and the replica is out. (A medium may well answer ETIMEDOUT: that is an error.)
+    Missed(Duration),
+    Failed(io::Error),
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Trouble::Missed(deadline) => write!(f, "no answer within {deadline:?}"),
+            Trouble::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Trouble {
+        Trouble::Failed(error)
+    }
+}
+
 struct Run<'a> {
     lane: &'a Lane,
     next: usize,
@@ -154,20 +176,19 @@ impl Mirror {
     }
 
     /// Wait for one request to one replica. A replica in sync is timed out only if another one in sync answers a
-    /// probe; others after the deadline. Then the error is of kind `TimedOut` and the replica is out.
-    pub(super) fn await_one(&self, lane: &Lane, ticket: &Ticket, what: &str) -> io::Result<Done> {
+    /// probe; others after the deadline. Then it has missed, and is out.
+    pub(super) fn await_one(&self, lane: &Lane, ticket: &Ticket, what: &str) -> Result<Done, Trouble> {
         loop {
             if let Some(result) = ticket.wait(Some(Instant::now() + self.deadline)) {
-                return result;
+                return Ok(result?);
             }
             if let Some(result) = ticket.wait(Some(Instant::now() + self.grace())) {
-                return result;
+                return Ok(result?);
             }
             let in_sync = self.state(lane.slot) == ReplicaState::InSync;
             let may_leave = !in_sync || self.twin_answers(lane.slot);
             if may_leave && self.miss(lane, what) == Leaving::Out {
-                let text = format!("no answer within {:?}", self.deadline);
-                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+                return Err(Trouble::Missed(self.deadline));
             }
             if ticket.is_frozen() {
                 crate::sync::thread::sleep(POLL);
@@ -185,7 +206,7 @@ impl Mirror {
     }
 
     /// One request to one replica, waited for as in [`Mirror::await_one`].
-    pub(super) fn one(&self, lane: &Lane, op: Op, what: &str) -> io::Result<Done> {
+    pub(super) fn one(&self, lane: &Lane, op: Op, what: &str) -> Result<Done, Trouble> {
         self.await_one(lane, &lane.backing.submit(op), what)
     }
 }

@@ -751,3 +751,47 @@ fn a_proof_stops_asking_when_the_replica_falls_silent() {
     assert!(proofs.len() == 2500 && proofs.iter().all(|p| matches!(p, Proof::Unproven(_))));
     assert!(rig.disks[1].in_flight() <= 4, "{} requests hang", rig.disks[1].in_flight());
 }
+
+/// A disk whose medium answers ETIMEDOUT, as the kernel does for some that are broken.
+struct TimedOut {
+    disk: Arc<SimDisk>,
+    until_written: std::sync::atomic::AtomicBool,
+}
+
+impl Backing for TimedOut {
+    fn submit(&self, op: Op) -> crate::disk::Ticket {
+        use std::sync::atomic::Ordering::Relaxed;
+        match op {
+            Op::Write { .. } => self.until_written.store(false, Relaxed),
+            Op::Read { .. } | Op::ReadMedium { .. } if self.until_written.load(Relaxed) => {
+                let error = std::io::Error::from_raw_os_error(libc::ETIMEDOUT);
+                return crate::disk::Ticket::answered(Err(error));
+            }
+            _ => {}
+        }
+        self.disk.submit(op)
+    }
+    fn facts(&self) -> crate::disk::BackingFacts {
+        self.disk.facts()
+    }
+    fn in_flight(&self) -> usize {
+        0
+    }
+    fn close(&self) {}
+    fn is_closed(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn what_the_kernel_calls_timed_out_is_an_unreadable_block() {
+    let rig = rig(2);
+    let sums = rig.put(AT, 1, 5);
+    let until_written = std::sync::atomic::AtomicBool::new(true);
+    let second: Arc<dyn Backing> = Arc::new(TimedOut { disk: rig.disks[1].clone(), until_written });
+    let replicas = vec![(name(0), rig.disks[0].clone() as Arc<dyn Backing>, true), (name(1), second, true)];
+    let mirror = Mirror::new(VolumeSeed::new(Uuid([9; 16])), geometry(), replicas, HOUR);
+    let proofs = mirror.prove(1, AT, &sums, true);
+    assert!(matches!(proofs[..], [Proof::Healed(Damage::Unreadable(_))]), "{proofs:?}");
+    assert_eq!(mirror.prove(1, AT, &sums, false), [Proof::Correct]);
+}

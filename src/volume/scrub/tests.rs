@@ -69,6 +69,23 @@ fn scrub(store: &Store) -> ScrubReport {
 }
 
 #[test]
+fn copies_that_could_not_be_asked_for_are_counted() {
+    let rig = Rig::new(31, 2);
+    let (store, _) = rig.open(false).unwrap();
+    fill(&store);
+    let mut asked = 0;
+    let report = run(&store, &mut |_| {
+        asked += 1;
+        if asked == 3 {
+            rig.disks[1].faults(|f| f.hang = crate::disk::sim::Fault::Always);
+        }
+        true
+    });
+    assert!(report.complete && report.unproven > 0 && report.lost == 0, "{report}");
+    assert!(report.to_string().contains("not proven = "), "{report}");
+}
+
+#[test]
 fn the_walk_shows_each_allocated_block_once() {
     let rig = Rig::new(1, 2);
     let (store, _) = rig.open(false).unwrap();
