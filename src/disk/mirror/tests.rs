@@ -795,3 +795,42 @@ fn what_the_kernel_calls_timed_out_is_an_unreadable_block() {
     assert!(matches!(proofs[..], [Proof::Healed(Damage::Unreadable(_))]), "{proofs:?}");
     assert_eq!(mirror.prove(1, AT, &sums, false), [Proof::Correct]);
 }
+
+/// Run `work` beside, and fail if it has not come to its end after a time that only a wait without end can take.
+fn ends<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || sender.send(work()));
+    receiver.recv_timeout(Duration::from_secs(20)).expect("it ends")
+}
+
+#[test]
+fn a_read_that_hangs_here_and_fails_there_is_an_error() {
+    let rig = rig(2);
+    let sums = rig.put(AT, 1, 3);
+    for (hangs, fails) in [(0, 1), (1, 0)] {
+        let disks: Vec<_> = rig.disks.iter().map(|disk| disk.reopen()).collect();
+        let mirror = mirror_of(&disks);
+        disks[hangs].faults(|f| f.hang = Fault::Always);
+        disks[fails].faults(|f| f.fail_reads = Fault::Always);
+        let sums = sums.clone();
+        let state = ends(move || {
+            // They begin at one and at the other.
+            let results = [mirror.read(AT, &sums).is_err(), mirror.read(AT, &sums).is_err()];
+            (results, mirror.health()[hangs].state)
+        });
+        assert_eq!(state, ([true, true], ReplicaState::InSync));
+        rig.disks.iter().for_each(|disk| disk.faults(|f| *f = crate::disk::sim::Faults::default()));
+        disks.iter().for_each(|disk| drop(disk.release_hung()));
+    }
+}
+
+#[test]
+fn one_that_returns_and_hangs_is_not_waited_for_when_the_others_have_failed() {
+    let rig = rig(2);
+    rig.mirror.set_out(1, "test");
+    rig.mirror.start_returning(1, name(1), rig.disks[1].reopen());
+    rig.disks[0].faults(|f| f.fail_writes = Fault::Always);
+    rig.disks[1].faults(|f| f.hang = Fault::Always);
+    let result = ends(move || rig.mirror.write(vec![(AT, Slice::whole(content(1, 1)))]));
+    assert!(matches!(result, Err(DiskError::NoReplica(_))), "{result:?}");
+}

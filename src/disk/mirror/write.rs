@@ -160,8 +160,9 @@ impl Mirror {
                 self.count_done(replica, flush);
                 Ok(())
             }
-            // It is out already.
+            // What it may do later must not find it in sync.
             Err(missed @ Trouble::Missed(_)) => {
+                self.put_lane_out(&lane, &format!("{what} failed: {missed}"));
                 Err(DiskError::Replica { replica, detail: format!("{what} failed: {missed}") })
             }
             Err(Trouble::Failed(error)) => {
