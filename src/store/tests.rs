@@ -357,3 +357,28 @@ fn a_root_slot_that_cannot_be_read_rolls_nothing_back_in_silence() {
     let (store, _) = rig.open(false).unwrap();
     assert_eq!(byte_at(&store, 32, 0), 32);
 }
+
+#[test]
+fn a_log_thread_that_dies_leaves_nobody_waiting() {
+    use std::sync::mpsc::channel;
+    let rig = Rig::new(60, 2);
+    let store = Arc::new(rig.open(false).unwrap().0);
+    let engine = engine::Engine::start(&store, Duration::from_secs(60)).unwrap();
+    let (entered, inside) = channel();
+    let (go, wait) = channel::<()>();
+    store.fsync(
+        30,
+        Box::new(move |_| {
+            entered.send(()).unwrap();
+            let _ = wait.recv();
+            panic!("as a bug would");
+        }),
+    );
+    inside.recv().unwrap();
+    let (sender, receiver) = channel();
+    store.fsync(31, Box::new(move |result| drop(sender.send(result))));
+    go.send(()).unwrap();
+    let answer = receiver.recv_timeout(Duration::from_secs(20)).expect("it is answered");
+    assert!(answer.is_err());
+    drop(engine);
+}
