@@ -382,3 +382,25 @@ fn a_log_thread_that_dies_leaves_nobody_waiting() {
     assert!(answer.is_err());
     drop(engine);
 }
+
+/// A copy from long ago whose block at the place of the newest root is damaged is old all the same.
+#[test]
+fn a_damaged_root_slot_does_not_make_an_old_copy_new() {
+    let mut rig = Rig::new(61, 2);
+    let (store, _) = rig.open(false).unwrap();
+    write(&store, 30, 0, 1, 1).unwrap();
+    store.commit(Force::Always).unwrap();
+    let old = rig.disks[1].snapshot();
+    for round in 0..9 {
+        write(&store, 30, 0, 1, round).unwrap();
+        store.commit(Force::Always).unwrap();
+    }
+    let (slot, _) = store.newest_root();
+    drop(store);
+    rig.crash(CrashPlan::DropAll);
+    rig.disks[1].restore(old);
+    rig.disks[1].junk(crate::format::Root::addr(slot));
+    assert!(matches!(rig.open(false), Err(StoreError::Refused(_))), "an old copy serves nothing");
+    let (store, report) = rig.open(true).unwrap();
+    assert_eq!((report.behind.len(), byte_at(&store, 30, 0)), (1, 8));
+}
