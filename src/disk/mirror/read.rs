@@ -141,9 +141,10 @@ impl Mirror {
                 return (slot, Err(reason));
             }
             let late = |one: &Asked| one.ticket.is_frozen() || now >= one.limit;
-            if error.is_some() && asked.iter().all(late) {
+            if asked.iter().all(late)
+                && let Some((slot, reason)) = error.take()
+            {
                 // Nobody who could prove it is there: an error now, not whenever the one that hangs comes back.
-                let (slot, reason) = error.expect("just looked at");
                 return (slot, Err(reason));
             }
             let frozen = asked.iter().any(|one| one.ticket.is_frozen());

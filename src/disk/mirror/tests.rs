@@ -820,7 +820,7 @@ fn a_read_that_hangs_here_and_fails_there_is_an_error() {
         });
         assert_eq!(state, ([true, true], ReplicaState::InSync));
         rig.disks.iter().for_each(|disk| disk.faults(|f| *f = crate::disk::sim::Faults::default()));
-        disks.iter().for_each(|disk| drop(disk.release_hung()));
+        disks.iter().for_each(|disk| _ = disk.release_hung());
     }
 }
 

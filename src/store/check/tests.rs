@@ -678,7 +678,7 @@ fn blocks_in_use_are_marked_although_not_everything_was_reached() {
     let (key, value) = volume.store.scan(Key::new(*large, ItemKind::Extent, 0), end, 1).unwrap().remove(0);
     let addr = crate::format::Extent::decode(key, &value).unwrap().addr().unwrap() + 1;
     volume.store.allocator().release(volume.store.mirror(), Span { addr, blocks: 2 }).unwrap();
-    volume.store.commit(Force::Always).unwrap();
+    volume.store.commit(crate::store::commit::Force::Always).unwrap();
     let mut leaves = Vec::new();
     let source = StoreSource::new(&volume.store);
     let _ = tree::walk(&Paths::new(&source), volume.store.durable_root().tree, &mut |level, ptr, _| {
