@@ -31,6 +31,8 @@ use std::time::Duration;
 pub const SIZE_MIN: u64 = 16 << 20;
 /// How long opening waits for one read of a label or root.
 const EXAMINE_WAIT: Duration = Duration::from_secs(10);
+/// Share of a call's deadline for writing the witness.
+const WITNESS_SHARE: f64 = 0.2;
 /// Longest time between a change and the commit that holds it.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -290,11 +292,12 @@ impl Volume {
         }
         let label = present[0].found.label.clone();
         let paths = present.iter().map(|p| p.path.clone()).collect::<Vec<_>>();
+        let patience = options.deadline.mul_f64(WITNESS_SHARE);
         let store = OpenStore {
             degraded: options.degraded,
             deadline: options.deadline.mul_f64(0.4),
             store: StoreOptions { read_only: options.read_only, ..options.store.clone() },
-            on_shrink: Some(Box::new(move |root| witness::write(root, &paths))),
+            on_shrink: Some(Box::new(move |root| witness::write(root, &paths, patience))),
             hold: false,
         };
         let opened = recover::open(present, store, Arc::new(Machine));

@@ -99,7 +99,7 @@ pub fn fsck(
         world: Arc::new(Machine),
         deadline: Duration::from_secs(30),
         check: &super::witness::check,
-        on_shrink: Box::new(move |root| super::witness::write(root, &known)),
+        on_shrink: Box::new(move |root| super::witness::write(root, &known, Duration::from_secs(10))),
     };
     let judged = if options.repair { judge_absent(&present, &absent, rebuilding) } else { Ok(Vec::new()) };
     let result = judged.and_then(|vanished| Ok((vanished, run(present, &absent, options, host, progress)?)));

@@ -3,16 +3,19 @@
 //! *Guarantees*: before anything is acknowledged without a replica, this host has written down which state the others
 //! went on to; so the one that was left behind is not taken for the newest when it comes back alone.
 //! *Assumes*: the state directory is on a disk of its own accord; it is a help, not a proof.
-//! *Fails when*: the directory cannot be written: said in the log, service goes on. *Order*: write, fsync, rename,
+//! *Fails when*: the directory cannot be written, or hangs: said in the log, service goes on. *Order*: write, fsync, rename,
 //! fsync of the directory. Beside it stands where each replica was last seen: only there is one that has vanished made
 //! anew by `fsck`. *Not here*: what replicas prove about each other (`store::recover`).
 
 use crate::format::{MemberState, Root, Uuid};
 use crate::store::StoreError;
+use crate::sync::Mutex;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Witness {
@@ -40,8 +43,19 @@ fn path(volume: Uuid) -> Option<PathBuf> {
     Some(directory()?.join(format!("{volume}.json")))
 }
 
-/// Write down that `root` goes on with fewer replicas.
-pub fn write(root: &Root, paths: &[String]) {
+/// Versions written down since the daemon began; held while one is.
+static WRITTEN: Mutex<BTreeMap<Uuid, u64>> = Mutex::new(BTreeMap::new());
+
+/// Write down that `root` goes on with fewer replicas. The state directory may stand on the very disk that hangs: it is
+/// waited for no longer than `patience`, and service goes on without.
+pub fn write(root: &Root, paths: &[String], patience: Duration) {
+    let Some(target) = path(root.volume) else { return };
+    if let Err(error) = write_to(target, root, paths, patience) {
+        log::warn!("cannot write down the state of volume {} on this host: {error}", root.volume);
+    }
+}
+
+fn write_to(target: PathBuf, root: &Root, paths: &[String], patience: Duration) -> std::io::Result<()> {
     let witness = Witness {
         volume: root.volume.to_string(),
         version: root.version,
@@ -54,13 +68,17 @@ pub fn write(root: &Root, paths: &[String]) {
             .collect(),
         paths: paths.to_vec(),
     };
-    if let Err(error) = try_write(root.volume, &witness) {
-        log::warn!("cannot write down the state of volume {} on this host: {error}", root.volume);
-    }
-}
-
-fn try_write(volume: Uuid, witness: &Witness) -> std::io::Result<()> {
-    path(volume).map_or(Ok(()), |target| put(&target, &serde_json::to_string_pretty(witness)?))
+    let (volume, version) = (root.volume, root.version);
+    crate::disk::file::apart(patience, move || {
+        let mut written = WRITTEN.lock();
+        // One that hung must not come after a newer one.
+        if written.get(&volume).is_some_and(|last| *last >= version) {
+            return Ok(());
+        }
+        put(&target, &serde_json::to_string_pretty(&witness)?)?;
+        written.insert(volume, version);
+        Ok(())
+    })
 }
 
 fn put(target: &Path, text: &str) -> std::io::Result<()> {
@@ -147,4 +165,29 @@ pub fn check(root: &Root, present: &[Uuid]) -> Result<(), StoreError> {
         witness.in_sync.join(", "),
         root.version
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::Rig;
+
+    /// The state directory hangs: here a pipe that nobody reads stands where the file is to be written.
+    #[test]
+    fn a_state_directory_that_hangs_is_not_waited_for() {
+        let root = Rig::new(70, 2).open(false).unwrap().0.durable_root();
+        let scratch = tempfile::tempdir().unwrap();
+        let target = scratch.path().join("witness.json");
+        let pipe = target.with_extension("new");
+        let made = rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0);
+        made.unwrap();
+        let error = write_to(target.clone(), &root, &[], Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+        // What hung lets go; the next one is written.
+        let _ = std::fs::OpenOptions::new().read(true).write(true).open(&pipe);
+        std::fs::remove_file(&pipe).unwrap();
+        let newer = Root { version: root.version + 1, ..root };
+        write_to(target.clone(), &newer, &[], Duration::from_secs(20)).unwrap();
+        assert!(std::fs::read_to_string(&target).unwrap().contains(&newer.version.to_string()));
+    }
 }
