@@ -84,6 +84,9 @@ pub struct ScrubReport {
     /// Copies of which nothing is known, since the replica could not be asked.
     #[serde(default)]
     pub unproven: u64,
+    /// Subtrees that were not reached, each with all that hangs on it; the notes name them.
+    #[serde(default)]
+    pub unreached: u64,
     /// Only one replica is in sync: nothing can be healed.
     pub held_once: bool,
     /// By replica.
@@ -104,6 +107,9 @@ impl std::fmt::Display for ScrubReport {
         }
         if self.unproven > 0 {
             write!(f, ", not proven = {}", self.unproven)?;
+        }
+        if self.unreached > 0 {
+            write!(f, ", not reached = {}", self.unreached)?;
         }
         write!(f, " ({} blocks, {} copies correct)", self.blocks, self.proven)?;
         if self.held_once {
@@ -151,6 +157,7 @@ struct Scrub<'a> {
     lost_blocks: BTreeSet<Addr>,
     lost: Vec<Lost>,
     notes: Vec<String>,
+    unreached: u64,
     total: u64,
     pace: Pace,
 }
@@ -173,6 +180,7 @@ pub fn run(store: &Store, progress: &mut dyn FnMut(&Progress) -> bool) -> ScrubR
         lost_blocks: BTreeSet::new(),
         lost: Vec::new(),
         notes: Vec::new(),
+        unreached: 0,
         total: blocks_in_use(store),
         pace: Pace::new(store),
     };
@@ -274,6 +282,7 @@ impl Scrub<'_> {
             lost: self.lost_blocks.len() as u64,
             failed: sum.failed,
             unproven: sum.unproven,
+            unreached: self.unreached,
             held_once: self.store.mirror().members().count() < 2,
             replicas: self.replicas.into_values().collect(),
             structures: self.structures.into_values().collect(),
@@ -317,6 +326,7 @@ impl Sink for Scrub<'_> {
     }
 
     fn unreadable(&mut self, part: Part, addr: Addr, ino: u64, error: &StoreError) {
+        self.unreached += 1;
         if self.notes.len() < LINES_MAX {
             let note =
                 format!("what hangs on the {} at block {addr} (inode {ino} on) was not reached: {error}", part.name());

@@ -294,3 +294,17 @@ fn what_a_scrub_healed_survives_a_power_cut() {
     let (store, _) = rig.open(false).unwrap();
     assert_eq!(scrub(&store).detected, 0);
 }
+
+/// A node that proves itself and breaks a rule: what hangs on it was not reached, and the scrub is no success.
+#[test]
+fn a_subtree_that_was_not_reached_is_counted() {
+    let rig = Rig::new(32, 2);
+    let (store, _) = rig.open(false).unwrap();
+    fill(&store);
+    let node = *census(&store).blocks.iter().find(|(_, part)| **part == Part::Leaf).unwrap().0;
+    let mut told = run(&store, &mut |_| true);
+    assert_eq!(told.unreached, 0, "{told}");
+    rig.disks.iter().for_each(|disk| disk.junk(node));
+    told = run(&store, &mut |_| true);
+    assert!(told.unreached > 0 && told.to_string().contains("not reached = "), "{told}");
+}
