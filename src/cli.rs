@@ -211,11 +211,14 @@ pub(crate) struct FsckArgs {
     #[arg(required = true, num_args = 1..)]
     replicas: Vec<PathBuf>,
     /// Look only, change nothing
-    #[arg(short = 'n', conflicts_with = "repair")]
+    #[arg(short = 'n', conflicts_with_all = ["repair", "preen"])]
     look: bool,
-    /// Repair everything that can be repaired
-    #[arg(short = 'y', visible_short_aliases = ['p', 'a'])]
+    /// Repair everything that can be repaired; rebuild replicas that have vanished or were left behind
+    #[arg(short = 'y')]
     repair: bool,
+    /// Repair, but rebuild no replica: for boot, where a disk may only be late
+    #[arg(short = 'p', visible_short_alias = 'a')]
+    preen: bool,
     /// Check although the volume was closed in order (it always is checked)
     #[arg(short = 'f', hide = true)]
     force: bool,
@@ -333,7 +336,7 @@ mod tests {
     fn other_names_are_commands() {
         assert!(matches!(parse(&["/sbin/mkfs.stablefs", "-L", "x", "/a", "/b"]), Ok(Command::Format(_))));
         let Ok(Command::Fsck(fsck)) = parse(&["fsck.stablefs", "-p", "/a", "/b"]) else { panic!("fsck") };
-        assert!(fsck.repair && !fsck.look);
+        assert!(fsck.preen && !fsck.repair && !fsck.look);
         let Ok(Command::Mount(mount)) = parse(&["stablefs", "/a:/b", "/mnt", "-o", "rw,dev"]) else { panic!("mount") };
         assert_eq!(replicas_of(&mount.places[..1]).unwrap(), ["/a", "/b"].map(PathBuf::from));
         assert_eq!(mount.options, ["rw,dev"]);

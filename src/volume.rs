@@ -12,7 +12,7 @@ pub mod witness;
 
 use crate::disk::backing::{Backing, BackingKind};
 use crate::disk::file::{self, CreateOptions, Inspection, Mode};
-use crate::disk::{DiskError, Mirror};
+use crate::disk::{DiskError, Mirror, ReplicaState};
 use crate::format::{BLOCK, Geometry, Label, REPLICAS_MAX, REPLICAS_MIN};
 use crate::fs::Filesystem;
 use crate::store::commit::Force;
@@ -31,6 +31,8 @@ use std::time::Duration;
 pub const SIZE_MIN: u64 = 16 << 20;
 /// How long opening waits for one read of a label or root.
 const EXAMINE_WAIT: Duration = Duration::from_secs(10);
+/// Share of a call's deadline for writing the witness.
+const WITNESS_SHARE: f64 = 0.2;
 /// Longest time between a change and the commit that holds it.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -162,6 +164,8 @@ pub fn format(paths: &[PathBuf], options: &FormatOptions) -> Result<FormatReport
         StoreError::NoSpace => StoreError::Refused("not enough room on a replica's filesystem for the volume".into()),
         other => other,
     })?;
+    let here: Vec<_> = labels.iter().zip(&found).map(|(l, one)| (l.replica, one.path.display().to_string())).collect();
+    witness::note_places(labels[0].volume, &[], &here);
     Ok(FormatReport {
         volume: labels[0].volume.to_string(),
         replicas: found.iter().map(|one| one.path.display().to_string()).collect(),
@@ -288,11 +292,12 @@ impl Volume {
         }
         let label = present[0].found.label.clone();
         let paths = present.iter().map(|p| p.path.clone()).collect::<Vec<_>>();
+        let patience = options.deadline.mul_f64(WITNESS_SHARE);
         let store = OpenStore {
             degraded: options.degraded,
             deadline: options.deadline.mul_f64(0.4),
             store: StoreOptions { read_only: options.read_only, ..options.store.clone() },
-            on_shrink: Some(Box::new(move |root| witness::write(root, &paths))),
+            on_shrink: Some(Box::new(move |root| witness::write(root, &paths, patience))),
             hold: false,
         };
         let opened = recover::open(present, store, Arc::new(Machine));
@@ -315,6 +320,9 @@ impl Volume {
             engine: Mutex::new(None),
             work: Mutex::new(None),
         };
+        if !options.read_only {
+            volume.note_places();
+        }
         Ok(volume)
     }
 
@@ -325,6 +333,15 @@ impl Volume {
             *engine = Some(Engine::start(&self.store, COMMIT_INTERVAL)?);
         }
         Ok(())
+    }
+
+    /// Write down where the replicas in sync stand.
+    fn note_places(&self) {
+        let health = self.mirror.health();
+        let members: Vec<_> = health.iter().map(|h| h.name.uuid).collect();
+        let in_sync = health.into_iter().filter(|h| h.state == ReplicaState::InSync);
+        let here: Vec<_> = in_sync.map(|h| (h.name.uuid, h.name.path)).collect();
+        witness::note_places(self.label.volume, &members, &here);
     }
 
     fn begin_work(&self, what: &'static str) -> Result<Alone<'_>, StoreError> {

@@ -4,7 +4,7 @@
 //! *Fails when*: exit code 8 and one line. *Order*: none. *Not here*: the work (`volume::fsck`).
 
 use super::{FsckArgs, complain};
-use crate::volume::fsck::{FsckOptions, FsckReport, fsck as check};
+use crate::volume::fsck::{FsckOptions, FsckReport, Rebuild, fsck as check};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 
@@ -30,8 +30,9 @@ pub(super) fn fsck(args: &FsckArgs) -> u8 {
             }
         }
     };
-    let options = FsckOptions { repair: args.repair && !args.look, quick: false };
-    let result = check(&replicas, &options, &mut progress);
+    let options = FsckOptions { repair: (args.repair || args.preen) && !args.look, quick: false };
+    let rebuild = if args.repair { Rebuild::Allowed } else { Rebuild::Never };
+    let result = check(&replicas, &options, rebuild, &mut progress);
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }

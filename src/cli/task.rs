@@ -41,6 +41,13 @@ fn tell_scrub(result: Value) -> Result<(), String> {
         println!("note: {line}");
     }
     match (report.lost, report.failed) {
+        (0, 0) if report.unreached > 0 => {
+            Err("a part of the volume breaks a rule of its format and was not reached; see the notes, and run fsck"
+                .into())
+        }
+        (0, 0) if report.unproven > 0 => {
+            Err(format!("{} copies could not be proven: a replica did not answer; see the state", report.unproven))
+        }
         (0, 0) => Ok(()),
         (0, failed) => Err(format!("{failed} damaged copies could not be repaired; look at the disk that holds them")),
         (lost, _) => {

@@ -17,6 +17,7 @@ mod opening;
 mod threads;
 
 pub use inspecting::inspect;
+pub use isolate::apart;
 
 use super::backing::{Backing, BackingKind};
 use crate::format::Label;

@@ -353,7 +353,11 @@ impl Mirror {
 
     /// The rule of leaving: anyone but the last in sync.
     fn put_out(&self, replica: usize, cause: &str) -> Leaving {
-        self.put_out_of(&mut self.table.write(), replica, cause)
+        let mut table = self.table.write();
+        let (leaving, told) = self.put_out_of(&mut table, replica, cause);
+        drop(table);
+        told.inspect(|line| log::error!("{line}"));
+        leaving
     }
 
     /// As [`Mirror::put_out`], unless another backing has taken the slot meanwhile.
@@ -362,29 +366,35 @@ impl Mirror {
         if !table.rows.get(lane.slot).is_some_and(|row| row.holds(lane)) {
             return Leaving::Out;
         }
-        self.put_out_of(&mut table, lane.slot, cause)
+        let (leaving, told) = self.put_out_of(&mut table, lane.slot, cause);
+        drop(table);
+        told.inspect(|line| log::error!("{line}"));
+        leaving
     }
 
-    fn put_out_of(&self, table: &mut Table, replica: usize, cause: &str) -> Leaving {
+    /// Also what is to be told about it, once the lock is released: a log can hang like any file.
+    fn put_out_of(&self, table: &mut Table, replica: usize, cause: &str) -> (Leaving, Option<String>) {
         let last = table.in_sync() == 1 << replica;
         match table.rows[replica].state {
-            ReplicaState::InSync if last => return Leaving::Last,
+            ReplicaState::InSync if last => return (Leaving::Last, None),
             ReplicaState::InSync | ReplicaState::Returning => {}
-            ReplicaState::Out | ReplicaState::Missing => return Leaving::Out,
+            ReplicaState::Out | ReplicaState::Missing => return (Leaving::Out, None),
         }
         table.generation += 1;
-        log::error!("replica {replica} ({}) is out: {cause}", table.rows[replica].name.path);
         table.rows[replica].enter(ReplicaState::Out, cause);
-        Leaving::Out
+        (Leaving::Out, Some(format!("replica {replica} ({}) is out: {cause}", table.rows[replica].name.path)))
     }
 
     /// From now on every write and flush fails (invariant 5). The first cause stays.
     fn latch(&self, cause: &str) -> DiskError {
         let mut table = self.table.write();
-        if table.latched.is_none() {
+        let is_first = table.latched.is_none();
+        let why = table.latched.get_or_insert_with(|| cause.to_owned()).clone();
+        drop(table);
+        if is_first {
             log::error!("no replica takes writes any more: {cause}");
         }
-        DiskError::NoReplica(table.latched.get_or_insert_with(|| cause.to_owned()).clone())
+        DiskError::NoReplica(why)
     }
 
     fn check_latch(&self) -> Result<(), DiskError> {

@@ -260,6 +260,7 @@ pub fn check<'a>(source: &'a dyn CheckSource, options: &'a CheckOptions, progres
         (repairs.zones, repairs.backed) = (zones, backed);
     } else if !stopped {
         drop(items);
+        repairs.zones = zones;
         tracker.add(Finding::Incomplete);
     }
     let mut inner = tracker.inner();

@@ -79,8 +79,6 @@ pub struct RootState {
     pub generation: u64,
     /// The next root begins a new epoch (degraded mount).
     pub fork_next: bool,
-    /// Slots whose replica is a new one, from the next root on.
-    pub rename: Option<Vec<(usize, Uuid)>>,
     /// Told before anything is acknowledged with fewer replicas.
     pub on_shrink: Option<ShrinkHook>,
 }

@@ -138,6 +138,7 @@ impl Engine {
             if worked.is_err() {
                 // Those who wait for this thread must hear of it.
                 store.fail(&StoreError::Failed("a thread of the store has panicked (a bug; see the log)".into()));
+                store.log_step();
             }
         });
         match thread {

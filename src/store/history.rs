@@ -15,7 +15,7 @@ use super::{Store, StoreError};
 use crate::disk::Mirror;
 use crate::disk::buffer::{Buf, Slice};
 use crate::format::geometry::ROOT_SLOTS;
-use crate::format::{Member, MemberState, Root, Uuid};
+use crate::format::{Member, MemberState, Root};
 
 /// Called with a root that names fewer replicas, before anything is acknowledged without them.
 pub type ShrinkHook = Box<dyn Fn(&Root) + Send + Sync>;
@@ -42,18 +42,11 @@ impl Store {
     }
 
     /// Change who is in the mirror, and make a root durable that says so, before any other root can be written.
-    /// `names`: slots whose replica is another one from then on.
-    pub(crate) fn change_members<T>(
-        &self,
-        names: Vec<(usize, Uuid)>,
-        change: impl FnOnce(&Mirror) -> T,
-    ) -> Result<T, StoreError> {
+    pub(crate) fn change_members<T>(&self, change: impl FnOnce(&Mirror) -> T) -> Result<T, StoreError> {
         let mut state = self.root.lock();
         let changed = change(&self.mirror);
-        state.rename = Some(names);
         let root = state.root.clone();
         let written = self.write_root(&mut state, root);
-        state.rename = None;
         drop(state);
         if let Err(error) = written {
             self.fail(&error);
@@ -98,23 +91,15 @@ impl Store {
         let now = root.time_ns;
         let version = root.version;
         let mut shrunk = false;
-        let returning: Vec<bool> =
-            self.mirror.health().iter().map(|h| h.state == crate::disk::ReplicaState::Returning).collect();
-        if let Some(names) = &state.rename {
-            for (slot, uuid) in names {
-                if let Some(member) = root.members.get_mut(*slot)
-                    && member.replica != *uuid
-                {
-                    // The one that leaves must be recognised as left behind.
-                    shrunk |= member.state == MemberState::InSync;
-                    *member = Member {
-                        replica: *uuid,
-                        state: MemberState::Out,
-                        role: 1,
-                        since_version: version,
-                        since_ns: now,
-                    };
-                }
+        let health = self.mirror.health();
+        let returning: Vec<bool> = health.iter().map(|h| h.state == crate::disk::ReplicaState::Returning).collect();
+        // The mirror knows who is in a slot: a change that did not come about renames nobody.
+        for (member, held) in root.members.iter_mut().zip(&health) {
+            if member.replica != held.name.uuid {
+                // The one that leaves must be recognised as left behind.
+                shrunk |= member.state == MemberState::InSync;
+                let replica = held.name.uuid;
+                *member = Member { replica, state: MemberState::Out, role: 1, since_version: version, since_ns: now };
             }
         }
         for (slot, member) in root.members.iter_mut().enumerate() {
@@ -168,16 +153,7 @@ impl RootState {
     /// The state of a volume whose newest root is `root`, found in `slot`.
     pub fn new(root: Root, newest_slot: usize, slots: [Option<u64>; ROOT_SLOTS]) -> RootState {
         let version_max = slots.iter().flatten().copied().max().unwrap_or(0).max(root.version);
-        RootState {
-            root,
-            newest_slot,
-            slots,
-            version_max,
-            generation: 0,
-            fork_next: false,
-            rename: None,
-            on_shrink: None,
-        }
+        RootState { root, newest_slot, slots, version_max, generation: 0, fork_next: false, on_shrink: None }
     }
 
     /// The slot of the oldest version; never the newest durable one.

@@ -193,6 +193,10 @@ impl Store {
         self.log.queue.lock().push((ino, answer));
         if self.engine.is_running() {
             self.engine.want_log();
+            if self.check_alive().is_err() {
+                // The thread that would have answered may be dead.
+                self.log_step();
+            }
         } else {
             self.log_step();
         }

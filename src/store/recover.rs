@@ -17,7 +17,7 @@ use super::space::Span;
 use super::{Opening, Store, StoreError, StoreOptions, add_signed, tree};
 use crate::disk::backing::{Backing, Done, Op};
 use crate::disk::buffer::{Buf, Slice};
-use crate::disk::{Mirror, ReplicaName};
+use crate::disk::{Mirror, Proof, ReplicaName};
 use crate::format::geometry::ROOT_SLOTS;
 use crate::format::log::{self, Entry, RecordHead};
 use crate::format::{BLOCK, Geometry, ItemKind, Key, Label, MemberState, Root, VolumeSeed};
@@ -39,6 +39,8 @@ pub struct Found {
     pub roots: Vec<(usize, Root)>,
     /// Slots that hold something that does not prove itself.
     pub damaged: Vec<usize>,
+    /// Of those: slots that could not be read, and may hold anything.
+    pub unreadable: Vec<usize>,
 }
 
 /// A replica that is there.
@@ -72,6 +74,8 @@ pub struct Report {
     pub replayed: u64,
     /// Records that one replica lacked and got back.
     pub healed: u64,
+    /// Records that one replica lacked: replica, sequence, block.
+    pub lacking: Vec<(usize, u64, u64)>,
     /// Replicas that are there but not in sync: path and why.
     pub behind: Vec<(String, String)>,
     /// Replicas that are missing.
@@ -80,19 +84,25 @@ pub struct Report {
     pub version: u64,
 }
 
-fn read(backing: &dyn Backing, addr: u64, blocks: u32, wait: Duration) -> Option<Buf> {
-    match backing.submit(Op::Read { addr, blocks }).wait(Some(Instant::now() + wait)) {
+/// Ask for all of these blocks at once, and wait for them together: a disk that hangs costs `wait` once.
+fn read_all(backing: &dyn Backing, addrs: impl Iterator<Item = u64>, wait: Duration) -> Vec<Option<Buf>> {
+    let asked: Vec<_> = addrs.map(|addr| backing.submit(Op::Read { addr, blocks: 1 })).collect();
+    let until = Instant::now() + wait;
+    let answer = |ticket: crate::disk::backing::Ticket| match ticket.wait(Some(until)) {
         Some(Ok(Done::Data(buf))) => Some(buf),
         _ => None,
-    }
+    };
+    asked.into_iter().map(answer).collect()
 }
 
 /// Read label and roots of a replica. The text of the error completes "replica PATH …".
 pub fn examine(backing: &dyn Backing, wait: Duration) -> Result<Found, String> {
     let mut why = "cannot be read".to_owned();
     let mut label = None;
-    for addr in Geometry::label_copies() {
-        match read(backing, addr, 1, wait).map(|block| Label::decode(&block, addr)) {
+    for (addr, block) in
+        Geometry::label_copies().into_iter().zip(read_all(backing, Geometry::label_copies().into_iter(), wait))
+    {
+        match block.map(|block| Label::decode(&block, addr)) {
             Some(Ok(found)) => {
                 label = Some(found);
                 break;
@@ -102,18 +112,30 @@ pub fn examine(backing: &dyn Backing, wait: Duration) -> Result<Found, String> {
         }
     }
     let Some(label) = label else { return Err(why) };
-    let mut roots = Vec::new();
-    let mut damaged = Vec::new();
-    for slot in 0..ROOT_SLOTS {
-        let block = read(backing, Root::addr(slot), 1, wait);
-        match block.as_ref().map(|block| Root::decode(block, slot, label.volume, &label.geometry)) {
-            Some(Ok(root)) => roots.push((slot, root)),
-            Some(Err(_)) if block.is_some_and(|block| crate::format::all_zero(&block)) => {}
-            _ => damaged.push(slot),
+    let mut found = Found { label, roots: Vec::new(), damaged: Vec::new(), unreadable: Vec::new() };
+    for (slot, block) in read_all(backing, (0..ROOT_SLOTS).map(Root::addr), wait).into_iter().enumerate() {
+        let Some(block) = block else {
+            found.damaged.push(slot);
+            found.unreadable.push(slot);
+            continue;
+        };
+        match Root::decode(&block, slot, found.label.volume, &found.label.geometry) {
+            Ok(root) => found.roots.push((slot, root)),
+            Err(_) if crate::format::all_zero(&block) => {}
+            Err(_) => found.damaged.push(slot),
         }
     }
-    roots.sort_by_key(|(_, root)| std::cmp::Reverse(root.version));
-    Ok(Found { label, roots, damaged })
+    found.roots.sort_by_key(|(_, root)| std::cmp::Reverse(root.version));
+    Ok(found)
+}
+
+/// Roots of the volume of `label` that prove themselves on `backing`, whatever its own label is; newest first.
+pub fn roots_on(backing: &dyn Backing, label: &Label, wait: Duration) -> Vec<Root> {
+    let blocks = read_all(backing, (0..ROOT_SLOTS).map(Root::addr), wait).into_iter().enumerate();
+    let decode = |(slot, block): (usize, Option<Buf>)| Root::decode(&block?, slot, label.volume, &label.geometry).ok();
+    let mut roots: Vec<Root> = blocks.filter_map(decode).collect();
+    roots.sort_by_key(|root| std::cmp::Reverse(root.version));
+    roots
 }
 
 /// The newest root of a volume and what each of its members is.
@@ -157,9 +179,10 @@ pub fn choose(present: &[Present]) -> Result<Choice, StoreError> {
     let Some((owner, slot, root)) = newest.max_by_key(|(_, _, root)| root.version) else {
         return refuse(format!("no root proves itself on {}: nothing is left of the volume there", list(present)));
     };
-    let forked = present
-        .iter()
-        .find(|p| p.found.roots.first().is_some_and(|(_, other)| !root.follows(other.epoch().id, other.version)));
+    // A version is used once: two roots that share one and differ belong to two histories.
+    let apart =
+        |other: &Root| !root.follows(other.epoch().id, other.version) || other.version == root.version && other != root;
+    let forked = present.iter().find(|p| p.found.roots.first().is_some_and(|(_, other)| apart(other)));
     if let Some(other) = forked {
         let theirs = &other.found.roots[0].1;
         return refuse(format!(
@@ -197,7 +220,8 @@ fn judge(present: &[Present], root: Root, slot: usize) -> Choice {
         let newest = replica.found.roots.first().map_or(0, |(_, r)| r.version);
         let newest_txg = replica.found.roots.first().map_or(0, |(_, r)| r.txg);
         // Where its copy of a root that would do is damaged, what it lacks is that block, not the groups before.
-        let is_old = newest_txg + LAG_MAX < root.txg && !recent.iter().any(|s| replica.found.damaged.contains(s));
+        let lag = LAG_MAX + u64::from(recent.iter().any(|s| replica.found.damaged.contains(s)));
+        let is_old = newest_txg + lag < root.txg;
         let why = match member.state {
             MemberState::Out => Some(format!("it was left behind at root {}", member.since_version)),
             MemberState::Returning => Some("its return was not finished".to_owned()),
@@ -249,6 +273,9 @@ pub fn open(present: Vec<Present>, options: OpenStore, world: Arc<dyn World>) ->
             if choice.missing == 1 { "is" } else { "are" }
         )));
     }
+    if !options.hold {
+        refuse_blind(&present, &choice)?;
+    }
     let label = present[0].found.label.clone();
     let replicas: Vec<_> = choice
         .members
@@ -270,6 +297,23 @@ pub fn open(present: Vec<Present>, options: OpenStore, world: Arc<dyn World>) ->
     finish(label, mirror, choice, options, world, report)
 }
 
+/// A replica that is mounted without its twin and cannot read a root slot cannot know that no newer root stands there.
+fn refuse_blind(present: &[Present], choice: &Choice) -> Result<(), StoreError> {
+    let mut alone = choice.members.iter().filter_map(|(index, in_sync)| index.filter(|_| *in_sync));
+    let (Some(index), None) = (alone.next(), alone.next()) else { return Ok(()) };
+    let replica = &present[index];
+    if choice.missing == 0 || replica.found.unreadable.is_empty() {
+        return Ok(());
+    }
+    Err(StoreError::Refused(format!(
+        "{}: a root slot cannot be read, and the newest state may stand there: give its twin, or let `stablefs fsck -y` \
+         go on from root {} of {}",
+        replica.path,
+        choice.root.version,
+        when(choice.root.time_ns)
+    )))
+}
+
 fn finish(
     label: Label,
     mirror: Arc<Mirror>,
@@ -281,7 +325,9 @@ fn finish(
     let log = Log::new(label.geometry.log_blocks, world.random());
     let mut roots = RootState::new(choice.root.clone(), choice.slot, choice.slots);
     roots.on_shrink = options.on_shrink;
-    roots.fork_next = choice.missing > 0;
+    // A replica that was returning may have got, alone, a root that calls it in sync.
+    let returning = choice.root.members.iter().any(|member| member.state == MemberState::Returning);
+    roots.fork_next = choice.missing > 0 || returning;
     let store = Store::assemble(Opening { label, world, mirror, options: options.store, roots, log });
     if !options.hold {
         store.resume(LogEnd::Proven, &mut report)?;
@@ -296,6 +342,47 @@ pub enum LogEnd {
     Proven,
     /// Go on without it and what followed: a person said so.
     Accepted,
+}
+
+/// What stands on one replica where a record is expected.
+enum Place {
+    Record(Box<(RecordHead, Buf)>),
+    /// Read, and not that record.
+    Other,
+    /// The record may stand there.
+    Unreadable,
+}
+
+/// Nobody can read the place of record `seq`.
+fn blind(seq: u64, addr: u64) -> StoreError {
+    StoreError::Refused(format!(
+        "block {addr} of the log cannot be read on any replica, and record {seq} may stand there: \
+         `stablefs fsck -y` goes on without it and what followed it"
+    ))
+}
+
+/// What waits in the log.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    /// Records.
+    pub records: u64,
+    /// What is damaged on one replica although it had been acknowledged, one line each.
+    pub findings: Vec<String>,
+    /// What was healed of it, and of what is damaged only because of the crash.
+    pub healed: u64,
+    /// Findings that were not healed.
+    pub left: Vec<String>,
+}
+
+impl Waiting {
+    fn note(&mut self, acknowledged: bool, replica: usize, what: &str, healed: bool) {
+        self.healed += u64::from(healed);
+        if acknowledged {
+            let line = format!("replica {replica}: {what} is damaged{}", if healed { "; healed" } else { "" });
+            self.left.extend((!healed).then(|| line.clone()));
+            self.findings.push(line);
+        }
+    }
 }
 
 /// A record with its entries.
@@ -345,13 +432,45 @@ impl Store {
         Ok(())
     }
 
-    /// How many log records wait for replay; looks only.
-    pub fn log_waiting(&self) -> Result<u64, StoreError> {
+    /// What waits in the log for replay, proven on every replica in sync. Where writing is allowed, records that one
+    /// of them lacks are healed, and so are the blocks that records name.
+    pub fn log_waiting(&self) -> Result<Waiting, StoreError> {
         let root = self.view().committed.root.clone();
+        let mut waiting = Waiting::default();
         if root.clean {
-            return Ok(0);
+            return Ok(waiting);
         }
-        Ok(self.read_log(&root, LogEnd::Proven, &mut Report::default())?.len() as u64)
+        let mut report = Report::default();
+        let records = self.read_log(&root, LogEnd::Proven, &mut report)?;
+        waiting.records = records.len() as u64;
+        // What came after these may never have been acknowledged: a crash leaves it on any replica.
+        let acked = records.iter().map(|record| record.head.acked).max().unwrap_or(0);
+        for (replica, seq, addr) in report.lacking {
+            waiting.note(seq <= acked, replica, &format!("log record at block {addr}"), !self.options.read_only);
+        }
+        let members = self.mirror.members();
+        for replica in (0..self.mirror.replicas()).filter(|r| members.contains(*r)) {
+            for record in &records {
+                self.prove_runs(replica, record, acked, &mut waiting);
+            }
+        }
+        Ok(waiting)
+    }
+
+    fn prove_runs(&self, replica: usize, record: &Record, acked: u64, waiting: &mut Waiting) {
+        for entry in &record.entries {
+            let Entry::Run { addr, sums, .. } = entry else { continue };
+            let sums: Vec<u64> = sums.iter().map(|sum| u64::from(*sum)).collect();
+            let proofs = self.mirror.prove(replica, *addr, &sums, !self.options.read_only);
+            for (at, proof) in (*addr..).zip(proofs) {
+                let healed = match proof {
+                    Proof::Correct | Proof::Unproven(_) => continue,
+                    Proof::Healed(_) => true,
+                    Proof::Damaged(_) | Proof::Lost(_) => false,
+                };
+                waiting.note(record.head.seq <= acked, replica, &format!("block {at} that a log record names"), healed);
+            }
+        }
     }
 
     /// All records that follow `root`, in order; each from whichever replica proves it.
@@ -360,9 +479,9 @@ impl Store {
         let mut records = Vec::new();
         let (mut seq, mut at) = (root.log_seq, root.log_at);
         loop {
-            let found = match self.read_record(root, seq, at, report)? {
+            let found = match self.read_record(root, (seq, at), end, report)? {
                 Some(found) => Some((found, at)),
-                None if at != 0 => self.read_record(root, seq, 0, report)?.map(|found| (found, 0)),
+                None if at != 0 => self.read_record(root, (seq, 0), end, report)?.map(|found| (found, 0)),
                 None => None,
             };
             let Some((record, stands)) = found else { break };
@@ -381,18 +500,31 @@ impl Store {
         Ok(records)
     }
 
-    fn read_record(&self, root: &Root, seq: u64, at: u32, report: &mut Report) -> Result<Option<Record>, StoreError> {
+    fn read_record(
+        &self,
+        root: &Root,
+        (seq, at): (u64, u32),
+        end: LogEnd,
+        report: &mut Report,
+    ) -> Result<Option<Record>, StoreError> {
         let addr = self.label.geometry.log_at + u64::from(at);
         let members = self.mirror.members();
         let mut proven: Option<(RecordHead, Buf)> = None;
         let mut lacking = Vec::new();
+        let mut seen = false;
         for replica in (0..self.mirror.replicas()).filter(|r| members.contains(*r)) {
             match self.record_on(replica, root, seq, at, addr) {
-                Some(found) => drop(proven.get_or_insert(found)),
-                None => lacking.push(replica),
+                Place::Record(found) => drop(proven.get_or_insert(*found)),
+                Place::Other => {
+                    seen = true;
+                    lacking.push(replica);
+                }
+                Place::Unreadable => lacking.push(replica),
             }
         }
-        let Some((head, buf)) = proven else { return Ok(None) };
+        let Some((head, buf)) = proven else {
+            return if seen || end == LogEnd::Accepted { Ok(None) } else { Err(blind(seq, addr)) };
+        };
         let mut rest = log::entries(&buf, &head)?;
         let mut entries = Vec::new();
         while !rest.is_empty() {
@@ -402,7 +534,7 @@ impl Store {
         }
         if !lacking.is_empty() && !self.options.read_only {
             let data = Slice::whole(buf);
-            for replica in lacking {
+            for &replica in &lacking {
                 if self.mirror.write_raw(replica, addr, data.clone()).is_err() {
                     self.mirror.set_out(replica, "it could not take back a log record");
                 } else {
@@ -411,19 +543,23 @@ impl Store {
             }
             self.mirror.flush()?;
         }
+        report.lacking.extend(lacking.into_iter().map(|replica| (replica, seq, addr)));
         Ok(Some(Record { head, entries }))
     }
 
-    fn record_on(&self, replica: usize, root: &Root, seq: u64, at: u32, addr: u64) -> Option<(RecordHead, Buf)> {
+    fn record_on(&self, replica: usize, root: &Root, seq: u64, at: u32, addr: u64) -> Place {
         let ring = self.label.geometry.log_blocks;
-        let first = self.mirror.read_raw(replica, addr, 1).ok()?;
-        let head = log::decode_head(&first, self.label.volume, addr, ring).ok()?;
+        let Ok(first) = self.mirror.read_raw(replica, addr, 1) else { return Place::Unreadable };
+        let Ok(head) = log::decode_head(&first, self.label.volume, addr, ring) else { return Place::Other };
         if head.log_id != root.log_id || head.seq != seq || at + head.blocks > ring {
-            return None;
+            return Place::Other;
         }
-        let whole = if head.blocks == 1 { first } else { self.mirror.read_raw(replica, addr, head.blocks).ok()? };
-        log::entries(&whole, &head).ok()?;
-        Some((head, whole))
+        let whole = if head.blocks == 1 { Ok(first) } else { self.mirror.read_raw(replica, addr, head.blocks) };
+        match whole {
+            Ok(whole) if log::entries(&whole, &head).is_ok() => Place::Record(Box::new((head, whole))),
+            Ok(_) => Place::Other,
+            Err(_) => Place::Unreadable,
+        }
     }
 
     /// The log ends before `missing`. If a later record says that it had been acknowledged, that is damage.
@@ -431,21 +567,32 @@ impl Store {
         const STEP: u32 = 256;
         let ring = self.label.geometry.log_blocks;
         let members = self.mirror.members();
-        for replica in (0..self.mirror.replicas()).filter(|r| members.contains(*r)) {
-            for start in (0..ring).step_by(STEP as usize) {
-                let blocks = STEP.min(ring - start);
-                let from = self.label.geometry.log_at + u64::from(start);
-                let Ok(buf) = self.mirror.read_raw(replica, from, blocks) else { continue };
-                for i in 0..blocks as usize {
-                    let block = &buf[i * BLOCK..(i + 1) * BLOCK];
-                    let head = log::decode_head(block, self.label.volume, from + i as u64, ring);
-                    if head.is_ok_and(|h| h.log_id == root.log_id && h.seq > missing && h.acked >= missing) {
-                        return Err(StoreError::Refused(format!(
-                            "log record {missing} had been acknowledged and is damaged on every replica: \
-                             `stablefs fsck -y` goes on without it and what followed it"
-                        )));
+        let replicas: Vec<usize> = (0..self.mirror.replicas()).filter(|r| members.contains(*r)).collect();
+        let tells = |from: u64, buf: &Buf| {
+            (0..buf.blocks()).any(|i| {
+                let head = log::decode_head(buf.block(i), self.label.volume, from + i as u64, ring);
+                head.is_ok_and(|h| h.log_id == root.log_id && h.seq > missing && h.acked >= missing)
+            })
+        };
+        for start in (0..ring).step_by(STEP as usize) {
+            let blocks = STEP.min(ring - start);
+            let from = self.label.geometry.log_at + u64::from(start);
+            let read: Vec<_> = replicas.iter().map(|r| self.mirror.read_raw(*r, from, blocks)).collect();
+            let mut said = read.iter().flatten().any(|buf| tells(from, buf));
+            if !said && read.iter().all(Result::is_err) {
+                for addr in from..from + u64::from(blocks) {
+                    let mut read = replicas.iter().filter_map(|r| self.mirror.read_raw(*r, addr, 1).ok()).peekable();
+                    if read.peek().is_none() {
+                        return Err(blind(missing, addr));
                     }
+                    said |= read.any(|buf| tells(addr, &buf));
                 }
+            }
+            if said {
+                return Err(StoreError::Refused(format!(
+                    "log record {missing} had been acknowledged and is damaged on every replica: \
+                     `stablefs fsck -y` goes on without it and what followed it"
+                )));
             }
         }
         Ok(())

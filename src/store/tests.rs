@@ -350,3 +350,113 @@ fn a_replica_whose_newest_root_is_damaged_is_no_old_copy() {
     rig.disks[0].rot(crate::format::Root::addr(oldest), 5000);
     assert!(matches!(rig.open(false), Err(StoreError::Refused(text)) if text.contains("an old copy")));
 }
+
+/// Records of three fsyncs on two disks; the power has failed. Returns the addresses of the records.
+fn three_records(seed: u64) -> (Rig, Vec<u64>) {
+    let mut rig = Rig::new(seed, 2);
+    let (store, _) = rig.open(false).unwrap();
+    for ino in 30..33 {
+        write(&store, ino, 0, 1, ino as u8).unwrap();
+        store.fsync_wait(ino).unwrap();
+    }
+    let at = store.label().geometry.log_at;
+    let addrs = store.log.live().1.iter().map(|record| at + u64::from(record.at)).collect();
+    drop(store);
+    rig.crash(CrashPlan::DropAll);
+    (rig, addrs)
+}
+
+fn unreadable(disk: &SimDisk, addr: u64) {
+    disk.faults(|f| {
+        f.unreadable.insert(addr);
+    });
+}
+
+#[test]
+fn a_log_that_cannot_be_read_is_not_taken_for_its_end() {
+    for victim in 0..4 {
+        let (mut rig, addrs) = three_records(30 + victim as u64);
+        assert_eq!(addrs.len(), 3);
+        // The last: a block after the end of what was written, which may hide a record that tells more.
+        let addr = addrs.get(victim).copied().unwrap_or(addrs[2] + 20);
+        unreadable(&rig.disks[0], addr);
+        {
+            let (store, report) = rig.open(false).unwrap();
+            assert_eq!(report.replayed, 3, "with its twin nothing is lost");
+            assert_eq!(byte_at(&store, 32, 0), 32);
+        }
+        let (mut rig_alone, addrs) = three_records(30 + victim as u64);
+        let addr = addrs.get(victim).copied().unwrap_or(addrs[2] + 20);
+        unreadable(&rig_alone.disks[0], addr);
+        rig_alone.disks.truncate(1);
+        let refused = rig_alone.open(true);
+        assert!(matches!(&refused, Err(StoreError::Refused(text)) if text.contains("fsck")), "block {addr}");
+        rig.disks.clear();
+    }
+}
+
+#[test]
+fn a_root_slot_that_cannot_be_read_rolls_nothing_back_in_silence() {
+    let mut rig = Rig::new(40, 2);
+    let (store, _) = rig.open(false).unwrap();
+    for ino in 30..33 {
+        write(&store, ino, 0, 1, ino as u8).unwrap();
+        store.commit(Force::Always).unwrap();
+    }
+    let (slot, _) = store.newest_root();
+    drop(store);
+    rig.crash(CrashPlan::DropAll);
+    unreadable(&rig.disks[0], crate::format::Root::addr(slot));
+    let second = rig.disks.pop().unwrap();
+    assert!(matches!(rig.open(true), Err(StoreError::Refused(_))), "a newer root may stand there");
+    rig.disks.push(second);
+    let (store, _) = rig.open(false).unwrap();
+    assert_eq!(byte_at(&store, 32, 0), 32);
+}
+
+#[test]
+fn a_log_thread_that_dies_leaves_nobody_waiting() {
+    use std::sync::mpsc::channel;
+    let rig = Rig::new(60, 2);
+    let store = Arc::new(rig.open(false).unwrap().0);
+    let engine = engine::Engine::start(&store, Duration::from_secs(60)).unwrap();
+    let (entered, inside) = channel();
+    let (go, wait) = channel::<()>();
+    store.fsync(
+        30,
+        Box::new(move |_| {
+            entered.send(()).unwrap();
+            let _ = wait.recv();
+            panic!("as a bug would");
+        }),
+    );
+    inside.recv().unwrap();
+    let (sender, receiver) = channel();
+    store.fsync(31, Box::new(move |result| drop(sender.send(result))));
+    go.send(()).unwrap();
+    let answer = receiver.recv_timeout(Duration::from_secs(20)).expect("it is answered");
+    assert!(answer.is_err());
+    drop(engine);
+}
+
+/// A copy from long ago whose block at the place of the newest root is damaged is old all the same.
+#[test]
+fn a_damaged_root_slot_does_not_make_an_old_copy_new() {
+    let mut rig = Rig::new(61, 2);
+    let (store, _) = rig.open(false).unwrap();
+    write(&store, 30, 0, 1, 1).unwrap();
+    store.commit(Force::Always).unwrap();
+    let old = rig.disks[1].snapshot();
+    for round in 0..9 {
+        write(&store, 30, 0, 1, round).unwrap();
+        store.commit(Force::Always).unwrap();
+    }
+    let (slot, _) = store.newest_root();
+    drop(store);
+    rig.crash(CrashPlan::DropAll);
+    rig.disks[1].restore(old);
+    rig.disks[1].junk(crate::format::Root::addr(slot));
+    assert!(matches!(rig.open(false), Err(StoreError::Refused(_))), "an old copy serves nothing");
+    let (store, report) = rig.open(true).unwrap();
+    assert_eq!((report.behind.len(), byte_at(&store, 30, 0)), (1, 8));
+}

@@ -259,7 +259,7 @@ impl Store {
         for head in &pinned.root.dead {
             let mut next = Some(head.ptr);
             // A run has a block at least, so a chain is no longer than what it names.
-            let mut left = head.blocks.saturating_add(2);
+            let mut left = head.blocks.min(self.label.geometry.blocks).saturating_add(2);
             let mut shown = 0;
             while let Some(ptr) = next.filter(|_| left > 0) {
                 left -= 1;

@@ -10,10 +10,11 @@
 //! Exit codes, as in fsck(8): 0 no errors · 1 errors corrected · 4 errors left uncorrected · 8 operational error.
 
 use super::{OpenOptions, Volume, open_paths, refused};
+use crate::disk::ReplicaState;
 use crate::disk::backing::Backing;
 use crate::disk::file::Mode;
 use crate::format::item::Dirent;
-use crate::format::{Inode, ItemKind, Key, ROOT_INO, Root, Uuid};
+use crate::format::{Inode, ItemKind, Key, MemberState, ROOT_INO, Root, Uuid};
 use crate::store::check::{self, CheckOptions, Repairs, Report, StoreSource};
 use crate::store::history::ShrinkHook;
 use crate::store::recover::{self, LogEnd, OpenStore};
@@ -70,8 +71,22 @@ pub struct FsckReport {
 /// Told what is being done, blocks done, blocks in all.
 pub type FsckProgress<'a> = &'a mut (dyn FnMut(&str, u64, u64) + Send);
 
+/// Whether a repair may write whole replicas anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rebuild {
+    /// Those that are absent or behind.
+    Allowed,
+    /// None, as at boot, where a disk may only be late.
+    Never,
+}
+
 /// Check (and repair) the volume on `paths`.
-pub fn fsck(paths: &[PathBuf], options: &FsckOptions, progress: FsckProgress<'_>) -> Result<FsckReport, StoreError> {
+pub fn fsck(
+    paths: &[PathBuf],
+    options: &FsckOptions,
+    rebuilding: Rebuild,
+    progress: FsckProgress<'_>,
+) -> Result<FsckReport, StoreError> {
     let mode = if options.repair { Mode::Write } else { Mode::ReadOnly };
     let (present, absent) = open_paths(paths, mode)?;
     let backings: Vec<Arc<dyn Backing>> = present.iter().map(|p| p.backing.clone()).collect();
@@ -84,24 +99,83 @@ pub fn fsck(paths: &[PathBuf], options: &FsckOptions, progress: FsckProgress<'_>
         world: Arc::new(Machine),
         deadline: Duration::from_secs(30),
         check: &super::witness::check,
-        on_shrink: Box::new(move |root| super::witness::write(root, &known)),
+        on_shrink: Box::new(move |root| super::witness::write(root, &known, Duration::from_secs(10))),
     };
-    let result = run(present, &absent, options, host, progress);
+    let judged = if options.repair { judge_absent(&present, &absent, rebuilding) } else { Ok(Vec::new()) };
+    let result = judged.and_then(|vanished| Ok((vanished, run(present, &absent, options, host, progress)?)));
     super::close_all(&backings);
-    let (mut report, behind) = result?;
-    if options.repair && report.left.iter().all(|l| l.starts_with(REBUILD)) {
-        rebuild(paths, absent.into_iter().chain(behind).collect(), options, &mut report, progress)?;
+    let (vanished, (mut report, behind)) = result?;
+    if options.repair && rebuilding == Rebuild::Allowed && report.left.len() == absent.len() + behind.len() {
+        let hurt: Vec<Hurt> = vanished.into_iter().chain(behind.into_iter().map(|(path, _)| (path, None))).collect();
+        rebuild(paths, &hurt, &mut report, progress)?;
     }
-    report.exit_code = match (report.findings.is_empty(), report.left.is_empty()) {
-        (true, _) => 0,
-        (false, true) => 1,
-        (false, false) => 4,
-    };
+    report.conclude();
     Ok(report)
 }
 
-/// Begins the line of a replica that is to be rebuilt.
-const REBUILD: &str = "replica ";
+/// A replica that is to be rebuilt: its path, and who it was if it is not there.
+type Hurt = (String, Option<Uuid>);
+
+/// Whose places the absent paths are. A path counts as that of a member only where this host last saw it: a wrong path,
+/// or a disk that is not mounted yet, must not cost the volume a healthy replica.
+fn judge_absent(
+    present: &[recover::Present],
+    absent: &[(String, String)],
+    rebuilding: Rebuild,
+) -> Result<Vec<Hurt>, StoreError> {
+    let choice = recover::choose(present)?;
+    let mut away: Vec<(Uuid, MemberState)> = Vec::new();
+    for (member, (index, _)) in choice.root.members.iter().zip(&choice.members) {
+        if index.is_none() {
+            away.push((member.replica, member.state));
+        }
+    }
+    let mut hurt = Vec::new();
+    for (path, why) in absent {
+        let was = |(uuid, _): &(Uuid, MemberState)| super::witness::stood_at(choice.root.volume, *uuid, path);
+        let Some(index) = away.iter().position(was).filter(|_| rebuilding == Rebuild::Allowed) else {
+            let told = super::sentence(path, why);
+            return refused(match rebuilding {
+                Rebuild::Never => format!("{told}: nothing was changed; only `stablefs fsck -y` rebuilds a replica"),
+                Rebuild::Allowed => format!(
+                    "{told}: nothing was changed, since this host never saw a replica of the volume there. Is its disk \
+                     mounted? If the replica is lost, mount what is there with `-o degraded` and replace it"
+                ),
+            });
+        };
+        hurt.push((path.clone(), Some(away.swap_remove(index).0)));
+    }
+    if away.iter().any(|(_, state)| *state == MemberState::InSync) {
+        return not_given();
+    }
+    if rebuilding == Rebuild::Never && choice.missing > 0 {
+        let behind: Vec<String> = choice.behind.iter().map(|(path, why)| super::sentence(path, why)).collect();
+        return refused(format!(
+            "{}: nothing was changed; only `stablefs fsck -y` rebuilds a replica",
+            behind.join("; ")
+        ));
+    }
+    Ok(hurt)
+}
+
+fn not_given<T>() -> Result<T, StoreError> {
+    refused(
+        "a replica that was in sync is not given: repairing without it would leave it behind. Give all replicas; \
+         or mount what is there with `-o degraded` and replace the missing one"
+            .into(),
+    )
+}
+
+impl FsckReport {
+    /// The exit code that follows from the lines.
+    fn conclude(&mut self) {
+        self.exit_code = match (self.left.is_empty(), self.findings.is_empty() && self.repaired.is_empty()) {
+            (false, _) => 4,
+            (true, false) => 1,
+            (true, true) => 0,
+        };
+    }
+}
 
 /// Replicas that are to be rebuilt, and why.
 pub(crate) type Behind = Vec<(String, String)>;
@@ -130,10 +204,13 @@ pub(crate) fn run(
     progress: FsckProgress<'_>,
 ) -> Result<(FsckReport, Behind), StoreError> {
     let mut report = FsckReport::default();
+    let choice = recover::choose(&present)?;
     if options.repair {
         let here: Vec<_> = present.iter().map(|p| p.found.label.replica).collect();
-        (host.check)(&recover::choose(&present)?.root, &here)?;
+        (host.check)(&choice.root, &here)?;
     }
+    let in_sync = choice.root.members.iter().zip(&choice.members).filter(|(m, _)| m.state == MemberState::InSync);
+    let gone = in_sync.filter(|(_, (index, _))| index.is_none()).count();
     let open = OpenStore {
         degraded: true,
         deadline: host.deadline,
@@ -144,37 +221,48 @@ pub(crate) fn run(
     let (store, mut opened) = recover::open(present, open, host.world)?;
     let behind = opened.behind.clone();
     for (path, why) in absent.iter().chain(&behind) {
-        report.findings.push(format!("{REBUILD}{}", super::sentence(path, why)));
+        report.findings.push(format!("replica {}", super::sentence(path, why)));
     }
-    if opened.missing > absent.len() + behind.len() {
-        let count = opened.missing - absent.len();
+    if gone > absent.len() {
+        let count = gone - absent.len();
         report.findings.push(format!("{count} replica(s) of this volume were not given: their blocks are not proven"));
     }
-    let not_given = report.findings.len();
-    if options.repair && opened.missing > absent.len() + behind.len() {
-        return refused(
-            "a replica that was in sync is not given: repairing without it would leave it behind. Give all replicas; \
-             or mount what is there with `-o degraded` and replace the missing one"
-                .into(),
-        );
+    let hurt = report.findings.len();
+    if options.repair && gone > absent.len() {
+        return not_given();
     }
     if options.repair {
         store.enforce_root()?;
     }
     let first = look_at(&StoreSource::before_recovery(&store), options, options.repair, "checking", progress);
     note_first(&mut report, &first);
-    match store.log_waiting() {
-        Ok(records) => report.log_records = records,
-        Err(error) => report.findings.push(error.to_string()),
+    let mut waiting = match store.log_waiting() {
+        Ok(waiting) => waiting,
+        Err(error) => {
+            report.findings.push(error.to_string());
+            recover::Waiting::default()
+        }
+    };
+    report.log_records = waiting.records;
+    report.findings.append(&mut waiting.findings);
+    if waiting.healed > 0 && options.repair {
+        report.healed += waiting.healed;
+        let acknowledged = report.findings.iter().any(|line| line.ends_with("; healed"));
+        if acknowledged {
+            report.repaired.push(format!("{} blocks and records that wait in the log healed", waiting.healed));
+        }
     }
     if !options.repair {
         report.left = report.findings.clone();
+        report.conclude();
         return Ok((report, Vec::new()));
     }
     let last = repair(&store, first, options, &mut report, &mut opened, progress)?;
     report.left = last.findings.iter().filter(|f| !is_healed(f)).map(ToString::to_string).collect();
     report.proven = last.statistics.sum().proven;
-    report.left.extend(report.findings[..not_given].iter().cloned());
+    report.left.extend(waiting.left);
+    report.left.extend(report.findings[..hurt].iter().cloned());
+    report.conclude();
     store.commit(crate::store::commit::Force::Clean)?;
     Ok((report, behind))
 }
@@ -231,9 +319,6 @@ pub(crate) fn repair(
             report.repaired.push(format!("the log was cut: {why}"));
         }
         Err(other) => return Err(other),
-    }
-    if opened.replayed > 0 {
-        report.repaired.push(format!("{} log records replayed", opened.replayed));
     }
     let mut last = first;
     for _ in 0..ROUNDS_MAX {
@@ -391,56 +476,44 @@ fn lost_and_found(store: &Store, cookie: u64) -> Inode {
     }
 }
 
-/// Rebuild replicas that are absent or behind from the others.
+/// Rebuild replicas that are absent or behind from the others; nothing else is left.
 fn rebuild(
     paths: &[PathBuf],
-    hurt: Behind,
-    options: &FsckOptions,
+    hurt: &[Hurt],
     report: &mut FsckReport,
     progress: FsckProgress<'_>,
 ) -> Result<(), StoreError> {
-    if hurt.is_empty() || !options.repair {
+    if hurt.is_empty() {
         return Ok(());
     }
     let volume = Volume::open(paths, &OpenOptions { degraded: true, ..OpenOptions::default() })?;
     volume.start()?;
-    let outcome = rebuild_all(&volume, &hurt, report, progress);
-    let closed = volume.close();
-    outcome?;
-    closed.map(|_| ())
-}
-
-fn rebuild_all(
-    volume: &Volume,
-    hurt: &Behind,
-    report: &mut FsckReport,
-    progress: FsckProgress<'_>,
-) -> Result<(), StoreError> {
-    for (path, _) in hurt {
-        // The slot of a replica that is not there has no path: the first one that is not in sync.
-        let health = volume.mirror.health();
-        let in_sync = crate::disk::ReplicaState::InSync;
-        let slot = health
-            .iter()
-            .find(|h| h.name.path == *path)
-            .or_else(|| health.iter().find(|h| h.state != in_sync))
-            .filter(|h| h.state != in_sync)
-            .map(|h| h.slot);
-        let Some(slot) = slot else {
-            report.left.push(format!("{path}: every replica of the volume is in sync; this one is not needed"));
-            continue;
-        };
-        let rebuilt = volume.replace(&slot.to_string(), std::path::Path::new(path), &mut |at| {
-            progress("rebuilding", at.done, at.total);
-            true
-        });
-        match rebuilt {
-            Ok(done) => {
-                report.repaired.push(format!("replica {path} rebuilt: {} blocks proven on it", done.blocks_proven));
-                report.left.retain(|line| !line.contains(path.as_str()));
-            }
-            Err(error) => report.left.push(format!("replica {path} could not be rebuilt: {error}")),
+    report.left.clear();
+    for (path, was) in hurt {
+        match rebuild_one(&volume, path, *was, progress) {
+            Ok(blocks) => report.repaired.push(format!("replica {path} rebuilt: {blocks} blocks proven on it")),
+            Err(why) => report.left.push(format!("replica {path} could not be rebuilt: {why}")),
         }
     }
-    Ok(())
+    volume.close().map(|_| ())
 }
+
+/// Returns the blocks that were proven on it.
+fn rebuild_one(volume: &Volume, path: &str, was: Option<Uuid>, progress: FsckProgress<'_>) -> Result<u64, StoreError> {
+    let health = volume.mirror.health();
+    let found = health.iter().find(|h| match was {
+        Some(uuid) => h.name.uuid == uuid,
+        None => h.name.path == path,
+    });
+    let Some(old) = found.filter(|h| h.state != ReplicaState::InSync) else {
+        return refused("it is no member of the volume, or in sync".into());
+    };
+    let done = volume.replace(&old.slot.to_string(), std::path::Path::new(path), &mut |at| {
+        progress("rebuilding", at.done, at.total);
+        true
+    })?;
+    Ok(done.blocks_proven)
+}
+
+#[cfg(test)]
+mod tests;

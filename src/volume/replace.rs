@@ -151,10 +151,9 @@ pub(crate) fn resync(
         backing.close();
         return Err(refused(format!("{path}: {why}")));
     }
-    let uuid = name.uuid;
     let slot = match place {
         Place::Free(slot) => {
-            store.change_members(vec![(slot, uuid)], |mirror| mirror.start_returning(slot, name, backing))?;
+            store.change_members(|mirror| mirror.start_returning(slot, name, backing))?;
             slot
         }
         Place::Taken(_) => store.mirror().attach(name, backing),
@@ -173,7 +172,7 @@ pub(crate) fn resync(
         failure: None,
         pace: Pace::new(store),
     };
-    let done = resync.bring_up().and_then(|rounds| resync.join(place, uuid).map(|()| rounds));
+    let done = resync.bring_up().and_then(|rounds| resync.join(place).map(|()| rounds));
     let report = match done {
         Ok(rounds) => resync.report(rounds),
         Err(why) => return Err(give_up(store, place, slot, &resync.path, &why)),
@@ -363,7 +362,7 @@ impl Resync<'_> {
     }
 
     /// Labels, and the root that calls it in sync.
-    fn join(&mut self, place: Place, uuid: crate::format::Uuid) -> Result<(), String> {
+    fn join(&mut self, place: Place) -> Result<(), String> {
         let store = self.store;
         let slot = self.slot;
         let old = store.with_commits_held(|_| {
@@ -373,11 +372,11 @@ impl Resync<'_> {
             self.mirror().flush_raw(slot).map_err(|error| error.to_string())?;
             match place {
                 Place::Free(_) => {
-                    store.change_members(Vec::new(), |mirror| mirror.join(slot)).map_err(say)?;
+                    store.change_members(|mirror| mirror.join(slot)).map_err(say)?;
                     Ok(None)
                 }
                 Place::Taken(old) => {
-                    let taken = store.change_members(vec![(old, uuid)], |mirror| mirror.take_over(slot, old));
+                    let taken = store.change_members(|mirror| mirror.take_over(slot, old));
                     taken.map_err(say)?.ok_or_else(|| self.why_out())
                 }
             }

@@ -45,6 +45,9 @@ pub struct Count {
     pub lost: u64,
     /// Of those: the repair failed, or the replica went out before.
     pub failed: u64,
+    /// Copies of which nothing is known, since the replica could not be asked.
+    #[serde(default)]
+    pub unproven: u64,
 }
 
 impl Count {
@@ -54,7 +57,7 @@ impl Count {
             Verdict::Healed => (self.detected, self.healed) = (self.detected + 1, self.healed + 1),
             Verdict::Lost => (self.detected, self.lost) = (self.detected + 1, self.lost + 1),
             Verdict::Failed => (self.detected, self.failed) = (self.detected + 1, self.failed + 1),
-            Verdict::Unknown => {}
+            Verdict::Unknown => self.unproven += 1,
         }
     }
 }
@@ -78,6 +81,12 @@ pub struct ScrubReport {
     pub lost: u64,
     /// Copies whose repair failed.
     pub failed: u64,
+    /// Copies of which nothing is known, since the replica could not be asked.
+    #[serde(default)]
+    pub unproven: u64,
+    /// Subtrees that were not reached, each with all that hangs on it; the notes name them.
+    #[serde(default)]
+    pub unreached: u64,
     /// Only one replica is in sync: nothing can be healed.
     pub held_once: bool,
     /// By replica.
@@ -95,6 +104,12 @@ impl std::fmt::Display for ScrubReport {
         write!(f, "detected = {}, healed = {}, lost = {}", self.detected, self.healed, self.lost)?;
         if self.failed > 0 {
             write!(f, ", not repaired = {}", self.failed)?;
+        }
+        if self.unproven > 0 {
+            write!(f, ", not proven = {}", self.unproven)?;
+        }
+        if self.unreached > 0 {
+            write!(f, ", not reached = {}", self.unreached)?;
         }
         write!(f, " ({} blocks, {} copies correct)", self.blocks, self.proven)?;
         if self.held_once {
@@ -142,6 +157,7 @@ struct Scrub<'a> {
     lost_blocks: BTreeSet<Addr>,
     lost: Vec<Lost>,
     notes: Vec<String>,
+    unreached: u64,
     total: u64,
     pace: Pace,
 }
@@ -164,6 +180,7 @@ pub fn run(store: &Store, progress: &mut dyn FnMut(&Progress) -> bool) -> ScrubR
         lost_blocks: BTreeSet::new(),
         lost: Vec::new(),
         notes: Vec::new(),
+        unreached: 0,
         total: blocks_in_use(store),
         pace: Pace::new(store),
     };
@@ -226,6 +243,7 @@ impl Scrub<'_> {
             sum.detected += count.detected;
             sum.healed += count.healed;
             sum.failed += count.failed;
+            sum.unproven += count.unproven;
         }
         sum
     }
@@ -252,6 +270,8 @@ impl Scrub<'_> {
             healed: sum.healed,
             lost: self.lost_blocks.len() as u64,
             failed: sum.failed,
+            unproven: sum.unproven,
+            unreached: self.unreached,
             held_once: self.store.mirror().members().count() < 2,
             replicas: self.replicas.into_values().collect(),
             structures: self.structures.into_values().collect(),
@@ -295,6 +315,7 @@ impl Sink for Scrub<'_> {
     }
 
     fn unreadable(&mut self, part: Part, addr: Addr, ino: u64, error: &StoreError) {
+        self.unreached += 1;
         if self.notes.len() < LINES_MAX {
             let note =
                 format!("what hangs on the {} at block {addr} (inode {ino} on) was not reached: {error}", part.name());

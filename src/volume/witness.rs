@@ -3,15 +3,19 @@
 //! *Guarantees*: before anything is acknowledged without a replica, this host has written down which state the others
 //! went on to; so the one that was left behind is not taken for the newest when it comes back alone.
 //! *Assumes*: the state directory is on a disk of its own accord; it is a help, not a proof.
-//! *Fails when*: the directory cannot be written: said in the log, service goes on. *Order*: write, fsync, rename,
-//! fsync of the directory. *Not here*: what replicas prove about each other (`store::recover`).
+//! *Fails when*: the directory cannot be written, or hangs: said in the log, service goes on. *Order*: write, fsync, rename,
+//! fsync of the directory. Beside it stands where each replica was last seen: only there is one that has vanished made
+//! anew by `fsck`. *Not here*: what replicas prove about each other (`store::recover`).
 
 use crate::format::{MemberState, Root, Uuid};
 use crate::store::StoreError;
+use crate::sync::Mutex;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Witness {
@@ -39,8 +43,19 @@ fn path(volume: Uuid) -> Option<PathBuf> {
     Some(directory()?.join(format!("{volume}.json")))
 }
 
-/// Write down that `root` goes on with fewer replicas.
-pub fn write(root: &Root, paths: &[String]) {
+/// Versions written down since the daemon began; held while one is.
+static WRITTEN: Mutex<BTreeMap<Uuid, u64>> = Mutex::new(BTreeMap::new());
+
+/// Write down that `root` goes on with fewer replicas. The state directory may stand on the very disk that hangs: it is
+/// waited for no longer than `patience`, and service goes on without.
+pub fn write(root: &Root, paths: &[String], patience: Duration) {
+    let Some(target) = path(root.volume) else { return };
+    if let Err(error) = write_to(target, root, paths, patience) {
+        log::warn!("cannot write down the state of volume {} on this host: {error}", root.volume);
+    }
+}
+
+fn write_to(target: PathBuf, root: &Root, paths: &[String], patience: Duration) -> std::io::Result<()> {
     let witness = Witness {
         volume: root.volume.to_string(),
         version: root.version,
@@ -53,21 +68,79 @@ pub fn write(root: &Root, paths: &[String]) {
             .collect(),
         paths: paths.to_vec(),
     };
-    if let Err(error) = try_write(root.volume, &witness) {
-        log::warn!("cannot write down the state of volume {} on this host: {error}", root.volume);
-    }
+    let (volume, version) = (root.volume, root.version);
+    crate::disk::file::apart(patience, move || {
+        let mut written = WRITTEN.lock();
+        // One that hung must not come after a newer one.
+        if written.get(&volume).is_some_and(|last| *last >= version) {
+            return Ok(());
+        }
+        put(&target, &serde_json::to_string_pretty(&witness)?)?;
+        written.insert(volume, version);
+        Ok(())
+    })
 }
 
-fn try_write(volume: Uuid, witness: &Witness) -> std::io::Result<()> {
-    let Some(target) = path(volume) else { return Ok(()) };
+fn put(target: &Path, text: &str) -> std::io::Result<()> {
     let directory = target.parent().expect("it has a directory");
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     let temporary = target.with_extension("new");
     let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-    file.write_all(serde_json::to_string_pretty(witness)?.as_bytes())?;
+    file.write_all(text.as_bytes())?;
     file.sync_all()?;
-    std::fs::rename(&temporary, &target)?;
+    std::fs::rename(&temporary, target)?;
     std::fs::File::open(directory)?.sync_all()
+}
+
+/// Where a replica stands on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Place {
+    replica: String,
+    path: String,
+    /// Of the filesystem that holds the path: another one where its disk is not mounted.
+    filesystem: u64,
+}
+
+fn places_path(volume: Uuid) -> Option<PathBuf> {
+    Some(directory()?.join(format!("{volume}.places.json")))
+}
+
+fn places(volume: Uuid) -> Vec<Place> {
+    let text = places_path(volume).and_then(|path| std::fs::read_to_string(path).ok());
+    text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+}
+
+fn filesystem_of(path: &str) -> Option<u64> {
+    rustix::fs::statvfs(path).ok().map(|below| below.f_fsid)
+}
+
+/// Write down where the replicas that are `here` stand; of others, those among `members` are kept.
+pub fn note_places(volume: Uuid, members: &[Uuid], here: &[(Uuid, String)]) {
+    let Some(target) = places_path(volume) else { return };
+    let known = places(volume);
+    let is = |place: &Place, uuid: &Uuid| place.replica == uuid.to_string();
+    let mut now: Vec<Place> = known
+        .iter()
+        .filter(|place| members.iter().any(|m| is(place, m)) && !here.iter().any(|(uuid, _)| is(place, uuid)))
+        .cloned()
+        .collect();
+    now.extend(here.iter().filter_map(|(uuid, path)| {
+        Some(Place { replica: uuid.to_string(), path: path.clone(), filesystem: filesystem_of(path)? })
+    }));
+    now.sort_by(|a, b| a.replica.cmp(&b.replica));
+    if now == known {
+        return;
+    }
+    let written = serde_json::to_string_pretty(&now).map_err(Into::into).and_then(|text| put(&target, &text));
+    if let Err(error) = written {
+        log::warn!("cannot write down where the replicas of volume {volume} stand: {error}");
+    }
+}
+
+/// Whether replica `uuid` stood at `path` when it was last seen, on the filesystem that is there now.
+pub fn stood_at(volume: Uuid, uuid: Uuid, path: &str) -> bool {
+    let place = places(volume).into_iter().find(|place| place.replica == uuid.to_string() && place.path == path);
+    place.is_some_and(|place| filesystem_of(path) == Some(place.filesystem))
 }
 
 /// Refuse if this host has seen a newer state than `root`, on a replica that is not among those `present`.
@@ -92,4 +165,29 @@ pub fn check(root: &Root, present: &[Uuid]) -> Result<(), StoreError> {
         witness.in_sync.join(", "),
         root.version
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::tests::Rig;
+
+    /// The state directory hangs: here a pipe that nobody reads stands where the file is to be written.
+    #[test]
+    fn a_state_directory_that_hangs_is_not_waited_for() {
+        let root = Rig::new(70, 2).open(false).unwrap().0.durable_root();
+        let scratch = tempfile::tempdir().unwrap();
+        let target = scratch.path().join("witness.json");
+        let pipe = target.with_extension("new");
+        let made = rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0);
+        made.unwrap();
+        let error = write_to(target.clone(), &root, &[], Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+        // What hung lets go; the next one is written.
+        let _ = std::fs::OpenOptions::new().read(true).write(true).open(&pipe);
+        std::fs::remove_file(&pipe).unwrap();
+        let newer = Root { version: root.version + 1, ..root };
+        write_to(target.clone(), &newer, &[], Duration::from_secs(20)).unwrap();
+        assert!(std::fs::read_to_string(&target).unwrap().contains(&newer.version.to_string()));
+    }
 }

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use std::ffi::OsString;
 use std::io;
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Most parts of one vectored write (IOV_MAX).
 const PARTS_MAX: usize = 1024;
@@ -47,6 +47,24 @@ impl Identity {
     }
 }
 
+/// Flushes one after the other: the kernel tells only one of two that run at once that writing failed, and the other
+/// one must not answer before it knows.
+#[derive(Default)]
+pub(super) struct Latch(Mutex<bool>);
+
+impl Latch {
+    /// Run `flush`; after one that failed, all fail.
+    pub fn run(&self, flush: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let mut broken = self.0.lock();
+        if *broken {
+            return Err(io::Error::other("an earlier flush failed"));
+        }
+        let result = flush();
+        *broken = result.is_err();
+        result
+    }
+}
+
 pub(super) struct Container {
     pub fd: OwnedFd,
     pub kind: BackingKind,
@@ -57,7 +75,7 @@ pub(super) struct Container {
     pub entries: Vec<Entry>,
     /// Bytes that the container must have, because they were there, written or allocated.
     pub length_min: AtomicU64,
-    pub flush_broken: AtomicBool,
+    pub flushing: Latch,
     pub growing: Mutex<()>,
 }
 
@@ -161,23 +179,12 @@ impl Container {
     }
 
     fn sync(&self) -> io::Result<()> {
-        rustix::fs::fdatasync(&self.fd).map_err(|error| {
-            self.flush_broken.store(true, Ordering::Release);
-            error.into()
-        })
+        self.flushing.run(|| rustix::fs::fdatasync(&self.fd).map_err(Into::into))
     }
 
     fn flush(&self) -> io::Result<()> {
-        if self.flush_broken.load(Ordering::Acquire) {
-            return Err(io::Error::other("an earlier flush failed"));
-        }
         self.writable()?;
-        self.sync()?;
-        // A proof beside us may have been the one that was told of the failure.
-        if self.flush_broken.load(Ordering::Acquire) {
-            return Err(io::Error::other("an earlier flush failed"));
-        }
-        Ok(())
+        self.sync()
     }
 
     fn allocate(&self, addr: Addr, blocks: u64) -> io::Result<()> {
@@ -260,5 +267,36 @@ impl Container {
             u64::MAX
         };
         Ok(Facts { bytes_free_below, length, direct: self.direct })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    /// Of two flushes at once the kernel tells one that writing failed, and the other one that all is well.
+    #[test]
+    fn the_other_one_of_two_flushes_at_once_is_told_too() {
+        let latch = Latch::default();
+        let (entered, inside) = channel();
+        let (other_done, wait) = channel();
+        std::thread::scope(|scope| {
+            let latch = &latch;
+            let first = scope.spawn(move || {
+                latch.run(|| {
+                    entered.send(()).unwrap();
+                    // The other one, if nothing holds it up, is through by then.
+                    let _ = wait.recv_timeout(Duration::from_millis(300));
+                    Err(Errno::IO.into())
+                })
+            });
+            inside.recv().unwrap();
+            let second = latch.run(|| Ok(()));
+            let _ = other_done.send(());
+            assert!(first.join().unwrap().is_err());
+            assert!(second.is_err(), "acknowledged what may be lost");
+        });
     }
 }

@@ -11,6 +11,7 @@
 
 use rustix::fs::{Mode, OFlags};
 use std::io;
+use std::time::Duration;
 
 /// First descriptor number that the backing may get: a stray write to a low number must not hit a container.
 pub(super) const DESCRIPTOR_MIN: i32 = 512;
@@ -29,4 +30,18 @@ pub(super) fn isolate() -> io::Result<()> {
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
     Ok(())
+}
+
+/// Run `work` on a thread with a table of its own, and wait for it for `patience`. What has not come back then goes on
+/// by itself, and keeps nothing alive; the error is of kind `TimedOut`. It must not log.
+pub fn apart(patience: Duration, work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::Builder::new().name("stablefs-apart".into()).spawn(move || {
+        // Without a table of its own it is no worse than on the caller's thread.
+        let _ = isolate();
+        let _ = sender.send(work());
+    })?;
+    receiver
+        .recv_timeout(patience)
+        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {patience:?}"))))
 }

@@ -6,7 +6,7 @@
 //! *Fails when*: [`OpenError`]. *Order*: look, open, lock, make, probe.
 //! *Not here*: threads, timeouts (`threads`).
 
-use super::container::{Container, Entry, Identity};
+use super::container::{Container, Entry, Identity, Latch};
 use super::isolate::DESCRIPTOR_MIN;
 use super::{CONTAINER, CreateOptions, Inspection, Mode, OpenError, inspect};
 use crate::disk::backing::BackingKind;
@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 /// How long a lock may still be held by I/O threads that are just ending.
@@ -84,7 +84,7 @@ pub(super) fn open_container(
         length,
         entries,
         length_min: AtomicU64::new(length),
-        flush_broken: AtomicBool::new(false),
+        flushing: Latch::default(),
         growing: Mutex::new(()),
     };
     if caching == Caching::DirectIfPossible {

@@ -2,7 +2,8 @@
 //!
 //! *Guarantees*: returns when every lane has finished, failed, or missed. A lane misses only when a twin that is in
 //! sync has finished the whole batch, the lane has answered nothing for the deadline (or has not finished within
-//! twice that), and it was allowed to leave. While nobody has finished, everybody is waited for.
+//! twice that), and it was allowed to leave. While nobody has finished, everybody is waited for; but once no replica in
+//! sync is still at it, one that is only returning is timed by the deadline alone.
 //! *Assumes*: requests of one batch may land in any order.
 //! *Fails when*: never itself; each lane has its own outcome.
 //! *Order*: a lane is put out here when it misses; when it fails, the caller decides.
@@ -27,6 +28,35 @@ pub(super) enum Outcome {
     Failed(io::Error),
     /// Did not answer; it is out.
     Missed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Probe {
+    Answers,
+    Fails,
+    Silent,
+}
+
+/// Why one request to one replica gave nothing.
+pub(super) enum Trouble {
+    /// No answer within our deadline. (A medium may well answer ETIMEDOUT: that is an error.)
+    Missed(Duration),
+    Failed(io::Error),
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Trouble::Missed(deadline) => write!(f, "no answer within {deadline:?}"),
+            Trouble::Failed(error) => error.fmt(f),
+        }
+    }
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Trouble {
+        Trouble::Failed(error)
+    }
 }
 
 struct Run<'a> {
@@ -120,10 +150,15 @@ impl Mirror {
                 .filter(|run| self.state(run.lane.slot) == ReplicaState::InSync)
                 .filter_map(|run| run.finished)
                 .min();
+            let is_in_sync = |run: &Run<'_>| self.state(run.lane.slot) == ReplicaState::InSync;
+            let decided = !runs.iter().any(|run| run.outcome.is_none() && is_in_sync(run));
             let now = Instant::now();
             let mut wake: Option<Instant> = None;
             for run in runs.iter_mut().filter(|run| run.outcome.is_none()) {
-                let limit = twin_at.map(|at| run.limit(self.deadline).max(at + self.grace()));
+                let limit = match twin_at {
+                    Some(at) => Some(run.limit(self.deadline).max(at + self.grace())),
+                    None => decided.then(|| run.limit(self.deadline)),
+                };
                 let late = limit.is_some_and(|limit| run.is_frozen() || now >= limit);
                 if late && self.miss(run.lane, what) == Leaving::Out {
                     run.outcome = Some(Outcome::Missed);
@@ -154,20 +189,20 @@ impl Mirror {
     }
 
     /// Wait for one request to one replica. A replica in sync is timed out only if another one in sync answers a
-    /// probe; others after the deadline. Then the error is of kind `TimedOut` and the replica is out.
-    pub(super) fn await_one(&self, lane: &Lane, ticket: &Ticket, what: &str) -> io::Result<Done> {
+    /// probe; others after the deadline. Then it has missed, and is out (not if the others only fail).
+    pub(super) fn await_one(&self, lane: &Lane, ticket: &Ticket, what: &str) -> Result<Done, Trouble> {
         loop {
             if let Some(result) = ticket.wait(Some(Instant::now() + self.deadline)) {
-                return result;
+                return Ok(result?);
             }
             if let Some(result) = ticket.wait(Some(Instant::now() + self.grace())) {
-                return result;
+                return Ok(result?);
             }
             let in_sync = self.state(lane.slot) == ReplicaState::InSync;
-            let may_leave = !in_sync || self.twin_answers(lane.slot);
-            if may_leave && self.miss(lane, what) == Leaving::Out {
-                let text = format!("no answer within {:?}", self.deadline);
-                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            let probe = if in_sync { self.probe_twins(lane.slot) } else { Probe::Answers };
+            // A twin that only fails is none to go on with: nobody goes out, but nobody waits without end either.
+            if probe == Probe::Fails || probe == Probe::Answers && self.miss(lane, what) == Leaving::Out {
+                return Err(Trouble::Missed(self.deadline));
             }
             if ticket.is_frozen() {
                 crate::sync::thread::sleep(POLL);
@@ -175,17 +210,22 @@ impl Mirror {
         }
     }
 
-    /// Whether any other replica in sync answers a read now.
-    fn twin_answers(&self, replica: usize) -> bool {
-        let twins = self.lanes(|state| state == ReplicaState::InSync);
-        twins.iter().filter(|twin| twin.slot != replica).any(|twin| {
+    /// Whether any other replica in sync answers a read now: with data, with an error only, or not at all.
+    fn probe_twins(&self, replica: usize) -> Probe {
+        let mut found = Probe::Silent;
+        for twin in self.lanes(|state| state == ReplicaState::InSync).iter().filter(|twin| twin.slot != replica) {
             let ticket = twin.backing.submit(Op::Read { addr: 0, blocks: 1 });
-            matches!(ticket.wait(Some(Instant::now() + self.deadline)), Some(Ok(_)))
-        })
+            match ticket.wait(Some(Instant::now() + self.deadline)) {
+                Some(Ok(_)) => return Probe::Answers,
+                Some(Err(_)) => found = Probe::Fails,
+                None => {}
+            }
+        }
+        found
     }
 
     /// One request to one replica, waited for as in [`Mirror::await_one`].
-    pub(super) fn one(&self, lane: &Lane, op: Op, what: &str) -> io::Result<Done> {
+    pub(super) fn one(&self, lane: &Lane, op: Op, what: &str) -> Result<Done, Trouble> {
         self.await_one(lane, &lane.backing.submit(op), what)
     }
 }

@@ -29,6 +29,8 @@ struct Asked {
     ticket: Ticket,
     /// When the next replica is asked the same.
     patience_until: Instant,
+    /// Until when it is waited for where the other replicas answered with errors.
+    limit: Instant,
 }
 
 /// A part of a read that one replica is asked for.
@@ -94,11 +96,14 @@ impl Mirror {
 
     fn ask(&self, lane: &Lane, addr: Addr, blocks: u32) -> Asked {
         let ticket = lane.backing.submit(Op::Read { addr, blocks });
-        Asked { lane: lane.clone(), ticket, patience_until: Instant::now() + self.deadline.mul_f32(0.4) }
+        let now = Instant::now();
+        let limit = now + self.deadline + self.grace();
+        Asked { lane: lane.clone(), ticket, patience_until: now + self.deadline.mul_f32(0.4), limit }
     }
 
     /// Wait for a read; when the replica is slow, ask the next one too, and take what comes first. One that has not
-    /// answered when its twin, asked later, has, misses. The last one in sync is waited for without end.
+    /// answered when its twin, asked later, has, misses. Where the others answered with errors it is waited for until the deadline.
+    /// The last one in sync is waited for without end.
     fn hedge(&self, first: Option<Asked>, addr: Addr, blocks: u32) -> (usize, io::Result<Buf>) {
         let mut asked: Vec<Asked> = first.into_iter().collect();
         let first_slot = asked[0].lane.slot;
@@ -135,12 +140,19 @@ impl Mirror {
                 let (slot, reason) = error.expect("every replica that was asked has failed");
                 return (slot, Err(reason));
             }
+            let late = |one: &Asked| one.ticket.is_frozen() || now >= one.limit;
+            if asked.iter().all(late)
+                && let Some((slot, reason)) = error.take()
+            {
+                // Nobody who could prove it is there: an error now, not whenever the one that hangs comes back.
+                return (slot, Err(reason));
+            }
             let frozen = asked.iter().any(|one| one.ticket.is_frozen());
             let more = self.untried(tried).is_some();
             let wake = match (frozen, more) {
                 (true, _) => Some(now + POLL),
                 (false, true) => asked.iter().map(|one| one.patience_until).max(),
-                (false, false) => None,
+                (false, false) => error.as_ref().and_then(|_| asked.iter().map(|one| one.limit).max()),
             };
             bell.wait(seen, wake);
         }

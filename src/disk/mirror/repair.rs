@@ -9,18 +9,21 @@
 //! *Order*: one block's repairs take turns.
 //! *Not here*: which blocks to prove (walkers in `store`).
 
+use super::batch::Trouble;
 use super::read::data;
 use super::write::{REQUEST_BLOCKS_MAX, describe};
-use super::{Lane, Mirror, REPAIR_TURNS, ReplicaState, slot};
+use super::{Lane, Mirror, REPAIR_TURNS, ReplicaState};
 use crate::disk::DiskError;
 use crate::disk::backing::{Op, Ticket};
 use crate::disk::buffer::{Buf, Slice};
 use crate::format::Addr;
 use std::collections::VecDeque;
-use std::io;
 
 /// Requests that a proof keeps outstanding.
 const PROOFS_OUTSTANDING: usize = 4;
+
+/// Said of a replica that is not asked, because a further request would only hang as well.
+const HANGS: &str = "is out and has not answered yet";
 
 /// Why a copy is an omission.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,13 +106,20 @@ impl Mirror {
         let mut next = addr;
         loop {
             while asked.len() < PROOFS_OUTSTANDING {
+                if self.hangs(&lane) {
+                    break;
+                }
                 let Some(chunk) = chunks.next() else { break };
                 let op = Op::ReadMedium { addr: next, blocks: chunk.len() as u32 };
                 asked.push_back((next, chunk, lane.backing.submit(op)));
                 next += chunk.len() as u64;
             }
-            let Some((at, chunk, ticket)) = asked.pop_front() else { return proofs };
-            let answer = self.await_one(&lane, &ticket, "a proof").and_then(|done| data(done, chunk.len()));
+            let Some((at, chunk, ticket)) = asked.pop_front() else {
+                // It hangs: nothing is known of the rest.
+                proofs.resize(sums.len(), Proof::Unproven(HANGS.into()));
+                return proofs;
+            };
+            let answer = self.await_one(&lane, &ticket, "a proof").and_then(|done| Ok(data(done, chunk.len())?));
             self.prove_chunk(&lane, at, chunk, answer, heal, &mut proofs);
         }
     }
@@ -119,7 +129,7 @@ impl Mirror {
         lane: &Lane,
         addr: Addr,
         sums: &[u64],
-        answer: io::Result<Buf>,
+        answer: Result<Buf, Trouble>,
         heal: bool,
         proofs: &mut Vec<Proof>,
     ) {
@@ -127,7 +137,7 @@ impl Mirror {
             let at = addr + index as u64;
             let proof = match &answer {
                 Ok(buf) if self.seed.checksum(at, buf.block(index)) == *sum => Proof::Correct,
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => Proof::Unproven(error.to_string()),
+                Err(missed @ Trouble::Missed(_)) => Proof::Unproven(missed.to_string()),
                 // Anything else is looked at again, alone, so that one bad sector costs one block.
                 _ if heal => self.repair(lane, at, *sum).first,
                 _ => match self.copy(lane, at, *sum) {
@@ -142,12 +152,15 @@ impl Mirror {
 
     /// One block of one replica, from the medium.
     fn copy(&self, lane: &Lane, addr: Addr, sum: u64) -> Copy {
-        match self.one(lane, Op::ReadMedium { addr, blocks: 1 }, "a read").and_then(|done| data(done, 1)) {
+        if self.hangs(lane) {
+            return Copy::Unknown(HANGS.into());
+        }
+        match self.one(lane, Op::ReadMedium { addr, blocks: 1 }, "a read").and_then(|done| Ok(data(done, 1)?)) {
             Ok(buf) if self.seed.checksum(addr, &buf) == sum => Copy::Correct(buf),
             Ok(buf) if buf.iter().all(|byte| *byte == 0) => Copy::Damaged(Damage::Zeros),
             Ok(_) => Copy::Damaged(Damage::Checksum),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => Copy::Unknown(error.to_string()),
-            Err(error) => Copy::Damaged(Damage::Unreadable(error.to_string())),
+            Err(missed @ Trouble::Missed(_)) => Copy::Unknown(missed.to_string()),
+            Err(Trouble::Failed(error)) => Copy::Damaged(Damage::Unreadable(error.to_string())),
         }
     }
 
@@ -196,8 +209,13 @@ impl Mirror {
         let others = |lane: &Lane| lane.slot != first.slot;
         lanes.extend(self.lanes(|state| state == ReplicaState::InSync).into_iter().filter(others));
         let rest = self.lanes(|state| state != ReplicaState::InSync).into_iter().filter(others);
-        lanes.extend(rest.filter(|lane| !self.table.read().rows.get(lane.slot).is_some_and(slot::Row::hangs)));
+        lanes.extend(rest.filter(|lane| !self.hangs(lane)));
         lanes
+    }
+
+    /// Whether asking this lane is pointless for now.
+    fn hangs(&self, lane: &Lane) -> bool {
+        self.table.read().rows.get(lane.slot).is_some_and(|row| row.holds(lane) && row.hangs())
     }
 
     /// Write proven bytes over a copy that is damaged, and prove it. False if the copy stays damaged.
@@ -218,7 +236,8 @@ impl Mirror {
         }
         let write = Op::Write { addr, data: vec![Slice::whole(good.clone())] };
         let failure = match self.one(lane, write, "a repair") {
-            Err(error) => Some(describe("a repair", &error)),
+            Err(Trouble::Failed(error)) => Some(describe("a repair", &error)),
+            Err(missed) => Some(format!("a repair failed: {missed}")),
             Ok(_) => match self.copy(lane, addr, sum) {
                 Copy::Correct(_) => None,
                 Copy::Damaged(damage) => Some(format!("a repair did not hold: block {addr} {damage}")),

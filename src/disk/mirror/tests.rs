@@ -722,3 +722,115 @@ fn replicas_opened_for_reading_are_read_around_and_left_as_they_are() {
     assert_eq!(mirror.prove(0, AT, &sums, true)[5], Proof::Healed(Damage::Checksum));
     assert_eq!(mirror.prove(0, AT, &sums, false), vec![Proof::Correct; 700]);
 }
+
+#[test]
+fn a_proof_asks_nothing_of_a_replica_that_is_out_and_hangs() {
+    let rig = rig(2);
+    let sums = rig.put(AT, 900, 3);
+    rig.disks[1].faults(|f| f.hang = Fault::Always);
+    rig.put(AT + 1000, 1, 4);
+    assert_eq!(rig.state(1), ReplicaState::Out);
+    let hanging = rig.disks[1].in_flight();
+    for heal in [false, true] {
+        let proofs = rig.mirror.prove(1, AT, &sums, heal);
+        assert!(proofs.len() == 900 && proofs.iter().all(|p| matches!(p, Proof::Unproven(_))));
+    }
+    assert_eq!(rig.disks[1].in_flight(), hanging, "it was asked for more");
+    rig.disks[0].zero(AT);
+    let read = rig.mirror.read(AT, &sums[..1]);
+    assert!(read.is_err(), "the only copy left is damaged");
+    assert_eq!(rig.disks[1].in_flight(), hanging, "it was asked for more");
+}
+
+#[test]
+fn a_proof_stops_asking_when_the_replica_falls_silent() {
+    let rig = rig(2);
+    let sums = rig.put(AT, 2500, 3);
+    rig.disks[1].faults(|f| f.hang = Fault::Always);
+    let proofs = rig.mirror.prove(1, AT, &sums, true);
+    assert!(proofs.len() == 2500 && proofs.iter().all(|p| matches!(p, Proof::Unproven(_))));
+    assert!(rig.disks[1].in_flight() <= 4, "{} requests hang", rig.disks[1].in_flight());
+}
+
+/// A disk whose medium answers ETIMEDOUT, as the kernel does for some that are broken.
+struct TimedOut {
+    disk: Arc<SimDisk>,
+    until_written: std::sync::atomic::AtomicBool,
+}
+
+impl Backing for TimedOut {
+    fn submit(&self, op: Op) -> crate::disk::Ticket {
+        use std::sync::atomic::Ordering::Relaxed;
+        match op {
+            Op::Write { .. } => self.until_written.store(false, Relaxed),
+            Op::Read { .. } | Op::ReadMedium { .. } if self.until_written.load(Relaxed) => {
+                let error = std::io::Error::from_raw_os_error(libc::ETIMEDOUT);
+                return crate::disk::Ticket::answered(Err(error));
+            }
+            _ => {}
+        }
+        self.disk.submit(op)
+    }
+    fn facts(&self) -> crate::disk::BackingFacts {
+        self.disk.facts()
+    }
+    fn in_flight(&self) -> usize {
+        0
+    }
+    fn close(&self) {}
+    fn is_closed(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn what_the_kernel_calls_timed_out_is_an_unreadable_block() {
+    let rig = rig(2);
+    let sums = rig.put(AT, 1, 5);
+    let until_written = std::sync::atomic::AtomicBool::new(true);
+    let second: Arc<dyn Backing> = Arc::new(TimedOut { disk: rig.disks[1].clone(), until_written });
+    let replicas = vec![(name(0), rig.disks[0].clone() as Arc<dyn Backing>, true), (name(1), second, true)];
+    let mirror = Mirror::new(VolumeSeed::new(Uuid([9; 16])), geometry(), replicas, HOUR);
+    let proofs = mirror.prove(1, AT, &sums, true);
+    assert!(matches!(proofs[..], [Proof::Healed(Damage::Unreadable(_))]), "{proofs:?}");
+    assert_eq!(mirror.prove(1, AT, &sums, false), [Proof::Correct]);
+}
+
+/// Run `work` beside, and fail if it has not come to its end after a time that only a wait without end can take.
+fn ends<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || sender.send(work()));
+    receiver.recv_timeout(Duration::from_secs(20)).expect("it ends")
+}
+
+#[test]
+fn a_read_that_hangs_here_and_fails_there_is_an_error() {
+    let rig = rig(2);
+    let sums = rig.put(AT, 1, 3);
+    for (hangs, fails) in [(0, 1), (1, 0)] {
+        let disks: Vec<_> = rig.disks.iter().map(|disk| disk.reopen()).collect();
+        let mirror = mirror_of(&disks);
+        disks[hangs].faults(|f| f.hang = Fault::Always);
+        disks[fails].faults(|f| f.fail_reads = Fault::Always);
+        let sums = sums.clone();
+        let state = ends(move || {
+            // They begin at one and at the other.
+            let results = [mirror.read(AT, &sums).is_err(), mirror.read(AT, &sums).is_err()];
+            (results, mirror.health()[hangs].state)
+        });
+        assert_eq!(state, ([true, true], ReplicaState::InSync));
+        rig.disks.iter().for_each(|disk| disk.faults(|f| *f = crate::disk::sim::Faults::default()));
+        disks.iter().for_each(|disk| _ = disk.release_hung());
+    }
+}
+
+#[test]
+fn one_that_returns_and_hangs_is_not_waited_for_when_the_others_have_failed() {
+    let rig = rig(2);
+    rig.mirror.set_out(1, "test");
+    rig.mirror.start_returning(1, name(1), rig.disks[1].reopen());
+    rig.disks[0].faults(|f| f.fail_writes = Fault::Always);
+    rig.disks[1].faults(|f| f.hang = Fault::Always);
+    let result = ends(move || rig.mirror.write(vec![(AT, Slice::whole(content(1, 1)))]));
+    assert!(matches!(result, Err(DiskError::NoReplica(_))), "{result:?}");
+}

@@ -7,7 +7,7 @@
 //! *Order*: the gate is held shared during each write, so that a replica that starts to return misses none.
 //! *Not here*: deadlines (`batch`).
 
-use super::batch::Outcome;
+use super::batch::{Outcome, Trouble};
 use super::{Lane, Leaving, Mirror, ReplicaState};
 use crate::disk::DiskError;
 use crate::disk::backing::{Done, Op};
@@ -160,9 +160,14 @@ impl Mirror {
                 self.count_done(replica, flush);
                 Ok(())
             }
-            Err(error) => {
+            // What it may do later must not find it in sync.
+            Err(missed @ Trouble::Missed(_)) => {
+                self.put_lane_out(&lane, &format!("{what} failed: {missed}"));
+                Err(DiskError::Replica { replica, detail: format!("{what} failed: {missed}") })
+            }
+            Err(Trouble::Failed(error)) => {
                 let detail = describe(what, &error);
-                if lane.state.takes_writes() && error.kind() != io::ErrorKind::TimedOut {
+                if lane.state.takes_writes() {
                     self.count_failed(replica, flush);
                     self.set_out(replica, &detail);
                 }

@@ -67,7 +67,7 @@ struct Compare<'t, 'a> {
 }
 
 /// Compare bitmaps and counts with the marks. Returns the bitmaps and the count of backed blocks that are wrong, put
-/// right.
+/// right. Where something was not reached, what is in use is only added: no bit is taken away, and no count is judged.
 pub(super) fn compare(tracker: &Tracker<'_>) -> (BTreeMap<u64, Bitmap>, Option<u64>) {
     let (marks, complete) = {
         let mut inner = tracker.inner();
@@ -93,7 +93,7 @@ pub(super) fn compare(tracker: &Tracker<'_>) -> (BTreeMap<u64, Bitmap>, Option<u
         tracker.add(Finding::BackedCount { says: root.backed, is: compare.backed });
         backed = Some(compare.backed);
     }
-    if complete { (compare.zones, backed) } else { (BTreeMap::new(), None) }
+    (compare.zones, backed.filter(|_| complete))
 }
 
 impl Compare<'_, '_> {
@@ -121,6 +121,9 @@ impl Compare<'_, '_> {
         let Some(entries) = entries else {
             self.tracker.inner().incomplete = before;
             self.backed_known = false;
+            if !self.complete {
+                return;
+            }
             let used: Vec<u64> = self.marks.range(first..end).map(|(zone, _)| *zone).collect();
             for zone in used {
                 self.rebuild(zone);
@@ -183,7 +186,11 @@ impl Compare<'_, '_> {
         let Some(disk) = disk else {
             self.tracker.inner().incomplete = before;
             self.backed_known = false;
-            return self.rebuild(zone);
+            // Lost bits may be those of blocks that were not reached.
+            if self.complete {
+                self.rebuild(zone);
+            }
+            return;
         };
         let free = u64::from(disk.free());
         if free != entry.free {
@@ -229,6 +236,9 @@ impl Compare<'_, '_> {
     /// Compare what the disk says of `zone` with what is in use.
     fn bitmap(&mut self, zone: u64, disk: Bitmap) {
         let mut right = self.right(zone, disk.backed);
+        if !self.complete {
+            right.bits.iter_mut().zip(disk.bits.iter()).for_each(|(word, have)| *word |= have);
+        }
         let at = self.geometry.zone_at(zone);
         let differing = |have: &Bitmap, want: &Bitmap| {
             let bits = want.bits.iter().zip(have.bits.iter()).enumerate();

@@ -669,6 +669,34 @@ fn repairs_of_zones_are_the_right_bitmaps() {
     assert!(same, "the rebuilt bitmap is the one that was lost");
 }
 
+/// Live blocks are marked free while a leaf is lost elsewhere: what is known to be in use is marked, nothing is freed.
+#[test]
+fn blocks_in_use_are_marked_although_not_everything_was_reached() {
+    let volume = Volume::filled(true);
+    let large = volume.inodes.iter().find(|(_, inode)| inode.size > 100_000 && !inode.is_dir()).unwrap().0;
+    let end = Key::new(*large, ItemKind::Extent, u64::MAX);
+    let (key, value) = volume.store.scan(Key::new(*large, ItemKind::Extent, 0), end, 1).unwrap().remove(0);
+    let addr = crate::format::Extent::decode(key, &value).unwrap().addr().unwrap() + 1;
+    volume.store.allocator().release(volume.store.mirror(), Span { addr, blocks: 2 }).unwrap();
+    volume.store.commit(crate::store::commit::Force::Always).unwrap();
+    let mut leaves = Vec::new();
+    let source = StoreSource::new(&volume.store);
+    let _ = tree::walk(&Paths::new(&source), volume.store.durable_root().tree, &mut |level, ptr, _| {
+        leaves.extend((level == 0).then_some(ptr.addr));
+        ControlFlow::Continue(())
+    });
+    // The last leaf: orphans, not this file.
+    for disk in &volume.disks {
+        disk.zero(*leaves.last().unwrap());
+    }
+    let report = volume.check_as_it_is(true);
+    assert!(!report.complete && said(&report).contains("2 blocks in use are marked free"), "{}", said(&report));
+    let (zone, bit) = volume.store.label().geometry.locate(addr).unwrap();
+    let repaired = &report.repairs.zones[&zone];
+    assert!(repaired.get(bit) && repaired.get(bit + 1));
+    assert!(report.repairs.inodes.is_empty() && report.repairs.backed.is_none());
+}
+
 /// Overwrites, deletes, commits, fsyncs and power cuts, with a check after each commit and each recovery.
 fn churn(seed: u64, grows: bool) {
     let mut random = sim::Random::new(seed);

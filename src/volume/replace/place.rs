@@ -5,7 +5,7 @@
 //! *Order*: commit (it notices containers that have vanished) → judge → release → open → resync.
 //! *Not here*: copying (`replace`).
 
-use super::super::{EXAMINE_WAIT, Volume, absolute, close_all};
+use super::super::{EXAMINE_WAIT, Volume, absolute, close_all, witness};
 use super::{Place, ReplaceReport, refused, resync};
 use crate::control::Progress;
 use crate::disk::backing::{Backing, BackingKind};
@@ -38,7 +38,7 @@ impl Volume {
         let health = self.mirror.health();
         let slot = self.find_replica(old, &health)?;
         let new = absolute(new);
-        let same = absolute(Path::new(&health[slot].name.path)) == new || self.was_absent(&new) && old_is(old, &new);
+        let same = Path::new(&health[slot].name.path) == new || self.stood_there(&health[slot], &new);
         let place = self.judge_old(&health, slot, &new, same)?;
         let found = file::inspect(&new).map_err(|error| refused(error.to_string()))?;
         let own = self.judge_new(&health, &found, slot, same)?;
@@ -47,6 +47,7 @@ impl Volume {
         let name = ReplicaName { uuid: self.store.world().uuid(), path: found.path.display().to_string() };
         ::log::info!("replace {} by {}", health[slot].name.path, name.path);
         let report = resync(&self.store, place, name, backing, progress)?;
+        self.note_places();
         ::log::info!("replace: {}", report.summary);
         Ok(report)
     }
@@ -56,9 +57,10 @@ impl Volume {
         if let Ok(slot) = old.parse::<usize>() {
             return if slot < health.len() { Ok(slot) } else { Err(no_such(old, health)) };
         }
-        let path = absolute(Path::new(old));
-        let named = |h: &&ReplicaHealth| Path::new(&h.name.path) == path || absolute(Path::new(&h.name.path)) == path;
-        if let Some(found) = health.iter().find(named) {
+        // Replicas' paths are absolute since they were opened; looking at them now could hang with their disks.
+        let plain = std::path::absolute(old).unwrap_or_else(|_| old.into());
+        let named = |path: &Path| health.iter().find(|h| Path::new(&h.name.path) == path);
+        if let Some(found) = named(&plain).or_else(|| named(&absolute(Path::new(old)))) {
             return Ok(found.slot);
         }
         // The path of a replica that was missing at the mount is known only from the command line.
@@ -69,13 +71,16 @@ impl Volume {
         }
     }
 
-    fn was_absent(&self, path: &Path) -> bool {
+    /// Whether `path` was given at the mount for a replica that was not found there, and is where this host last saw
+    /// the one of this slot.
+    fn stood_there(&self, old: &ReplicaHealth, path: &Path) -> bool {
         self.absent.iter().any(|(absent, _)| Path::new(absent) == path)
+            && witness::stood_at(self.label.volume, old.name.uuid, &path.display().to_string())
     }
 
     fn judge_old(&self, health: &[ReplicaHealth], slot: usize, new: &Path, same: bool) -> Result<Place, StoreError> {
         let old = &health[slot];
-        let other = health.iter().find(|h| h.slot != slot && absolute(Path::new(&h.name.path)) == *new);
+        let other = health.iter().find(|h| h.slot != slot && Path::new(&h.name.path) == new);
         if let Some(other) = other.filter(|other| other.state != ReplicaState::Missing) {
             let text = format!("{}: is replica {} of this volume ({})", new.display(), other.slot, other.state.name());
             return Err(refused(text));
@@ -113,7 +118,8 @@ impl Volume {
             return Ok(true);
         }
         match &found.foreign {
-            Some(_) if same => Ok(true),
+            // The container has our name; a file or device must show that it was ours.
+            Some(_) if same && (found.kind == BackingKind::Directory || self.was_ours(found)) => Ok(true),
             Some(what) => Err(refused(format!("{path}: {what}; empty it first, or choose another place"))),
             None => Ok(false),
         }
@@ -124,8 +130,8 @@ impl Volume {
         if own && found.container && found.size_bytes > 0 {
             match file::open(&found.path, Mode::Write, None) {
                 Ok(backing) => return self.not_mounted_elsewhere(backing, &found.path),
-                Err(error @ file::OpenError::Busy(_)) => return Err(refused(error.to_string())),
-                Err(error) => ::log::warn!("{error}: it is made anew"),
+                // Whatever it is that cannot be looked at is not overwritten.
+                Err(error) => return Err(refused(error.to_string())),
             }
         }
         let blocks = if found.kind == BackingKind::Directory { 0 } else { self.label.geometry.blocks };
@@ -133,11 +139,18 @@ impl Volume {
         file::open(&found.path, Mode::Write, Some(create)).map_err(|error| refused(error.to_string()))
     }
 
+    /// Whether a root of this volume proves itself there.
+    fn was_ours(&self, found: &Inspection) -> bool {
+        let Ok(backing) = file::open(&found.path, Mode::ReadOnly, None) else { return false };
+        let ours = !recover::roots_on(&*backing, &self.label, EXAMINE_WAIT).is_empty();
+        close_all(&[backing]);
+        ours
+    }
+
     /// A former replica may have been written alone, and hold what nobody else has: that is for a person to decide.
     fn not_mounted_elsewhere(&self, backing: Arc<dyn Backing>, path: &Path) -> Result<Arc<dyn Backing>, StoreError> {
         let ours = self.store.durable_root();
-        if let Ok(found) = recover::examine(&*backing, EXAMINE_WAIT)
-            && let Some((_, theirs)) = found.roots.first()
+        if let Some(theirs) = recover::roots_on(&*backing, &self.label, EXAMINE_WAIT).first()
             && !ours.follows(theirs.epoch().id, theirs.version)
         {
             close_all(&[backing]);
@@ -151,10 +164,6 @@ impl Volume {
         }
         Ok(backing)
     }
-}
-
-fn old_is(old: &str, new: &Path) -> bool {
-    old.parse::<usize>().is_ok() || absolute(Path::new(old)) == *new
 }
 
 fn no_such(old: &str, health: &[ReplicaHealth]) -> StoreError {

@@ -377,3 +377,54 @@ fn an_emptied_directory_is_replaced_by_itself_and_then_by_another() {
     volume.replace("1", &paths[0], go).unwrap();
     volume.close().unwrap();
 }
+
+/// A new replica that fails between its proof and its root: the old one stays, by name too.
+#[test]
+fn a_take_over_that_did_not_happen_renames_nobody() {
+    let rig = Rig::new(21, 2);
+    let (store, _) = rig.open(false).unwrap();
+    small_fill(&store);
+    let before = store.durable_root();
+    let slot = store.mirror().attach(name(21), rig.power.disk(4096));
+    store.mirror().set_out(slot, "failed just now");
+    let taken = store.change_members(|mirror| mirror.take_over(slot, 0)).unwrap();
+    assert!(taken.is_none());
+    let after = store.durable_root();
+    assert_eq!(after.members[0].replica, before.members[0].replica, "the old one was not replaced");
+    assert_eq!(after.epoch().id, before.epoch().id, "nobody was left behind");
+    drop(store);
+    assert_eq!(rig.open(false).unwrap().0.mirror().members().in_sync, 0b11);
+}
+
+/// The root that calls the new replica in sync reached it alone when the power failed, and it is absent at the next
+/// mount: what is acknowledged then counts, in whatever order the two are given later.
+#[test]
+fn a_root_that_only_the_new_replica_got_is_no_second_history() {
+    for turned in [false, true] {
+        let mut rig = Rig::new(22, 2);
+        let (store, _) = rig.open(false).unwrap();
+        small_fill(&store);
+        lose_second(&rig, &store);
+        let new = rig.power.disk(4096);
+        resync(&store, Place::Free(1), name(22), new.clone(), &mut |_| true).unwrap();
+        let joined = store.durable_root();
+        drop(store);
+        let first = rig.disks[0].reopen();
+        let slot = crate::store::recover::examine(&*first, Duration::from_secs(1)).unwrap().roots[0].0;
+        assert!(first.stale(crate::format::Root::addr(slot)));
+        rig.disks = vec![first.clone()];
+        rig.seed += 100;
+        let (store, report) = rig.open(false).unwrap();
+        assert_eq!((report.version + 1, report.missing), (joined.version, 0), "the root before");
+        put(&store, Key::new(900, ItemKind::Xattr, 0), b"acknowledged").unwrap();
+        store.fsync_wait(900).unwrap();
+        drop(store);
+        rig.disks = vec![first, new];
+        if turned {
+            rig.disks.reverse();
+        }
+        let (store, report) = rig.open(false).unwrap_or_else(|error| panic!("turned: {turned}: {error}"));
+        assert!(store.get(Key::new(900, ItemKind::Xattr, 0)).unwrap().is_some(), "turned: {turned}");
+        assert_eq!(report.behind.len(), 1, "turned: {turned}: the new one is behind");
+    }
+}

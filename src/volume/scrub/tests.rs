@@ -69,6 +69,23 @@ fn scrub(store: &Store) -> ScrubReport {
 }
 
 #[test]
+fn copies_that_could_not_be_asked_for_are_counted() {
+    let rig = Rig::new(31, 2);
+    let (store, _) = rig.open(false).unwrap();
+    fill(&store);
+    let mut asked = 0;
+    let report = run(&store, &mut |_| {
+        asked += 1;
+        if asked == 3 {
+            rig.disks[1].faults(|f| f.hang = crate::disk::sim::Fault::Always);
+        }
+        true
+    });
+    assert!(report.complete && report.unproven > 0 && report.lost == 0, "{report}");
+    assert!(report.to_string().contains("not proven = "), "{report}");
+}
+
+#[test]
 fn the_walk_shows_each_allocated_block_once() {
     let rig = Rig::new(1, 2);
     let (store, _) = rig.open(false).unwrap();
@@ -276,4 +293,18 @@ fn what_a_scrub_healed_survives_a_power_cut() {
     rig.crash(crate::disk::sim::CrashPlan::DropAll);
     let (store, _) = rig.open(false).unwrap();
     assert_eq!(scrub(&store).detected, 0);
+}
+
+/// A node that proves itself and breaks a rule: what hangs on it was not reached, and the scrub is no success.
+#[test]
+fn a_subtree_that_was_not_reached_is_counted() {
+    let rig = Rig::new(32, 2);
+    let (store, _) = rig.open(false).unwrap();
+    fill(&store);
+    let node = *census(&store).blocks.iter().find(|(_, part)| **part == Part::Leaf).unwrap().0;
+    let mut told = run(&store, &mut |_| true);
+    assert_eq!(told.unreached, 0, "{told}");
+    rig.disks.iter().for_each(|disk| disk.junk(node));
+    told = run(&store, &mut |_| true);
+    assert!(told.unreached > 0 && told.to_string().contains("not reached = "), "{told}");
 }
