@@ -26,7 +26,7 @@ mod cache;
 mod change;
 mod error;
 mod file;
-mod lock;
+pub mod lock;
 mod make;
 #[cfg(test)]
 pub(crate) mod memory;

@@ -427,9 +427,7 @@ impl Transaction<'_> {
         let files = std::mem::take(&mut self.files);
         let gate = store.gate.read();
         let group = store.view.read().current.clone();
-        for (key, value) in items {
-            group.put(key, value);
-        }
+        group.put_all(items);
         for change in files {
             let pages = match change {
                 FileChange::Pages { ino, pages, size_before } => group.put_pages(ino, pages, size_before),

@@ -6,7 +6,8 @@
 //! *Assumes*: callers that want determinism use one thread.
 //! *Fails when*: a fault strikes ([`Faults`], [`Rates`]), or the power is cut: `io::ErrorKind::Other`,
 //! "power is cut", on all disks of the world and for ever on handles from before [`World::revive`].
-//! *Order*: a disk's lock before the world's.
+//! *Order*: a disk's lock before the world's; none of them is held while a request is answered. They are real locks also
+//! where interleavings are explored (`sync`): a request is one step there.
 //! *Not here*: time; a slow disk cannot be simulated, only one that hangs.
 
 mod faults;
@@ -18,12 +19,12 @@ pub use random::Random;
 
 use super::backing::{Answer, Backing, BackingFacts, BackingKind, Done, Op, Ticket, request};
 use crate::format::{Addr, BLOCK};
-use crate::sync::Mutex;
-use crate::sync::atomic::{AtomicBool, Ordering};
 use medium::Medium;
+use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Bytes of one block.
 pub type Block = [u8; BLOCK];
@@ -74,7 +75,8 @@ struct Shared {
 impl Shared {
     /// Answer what hangs, because the power is cut.
     fn fail_hung(&self) {
-        for (_, answer) in std::mem::take(&mut *self.hung.lock()) {
+        let hung = std::mem::take(&mut *self.hung.lock());
+        for (_, answer) in hung {
             answer.give(Err(power_is_cut()));
         }
     }
@@ -332,7 +334,7 @@ impl SimDisk {
         let hung = std::mem::take(&mut *self.shared.hung.lock());
         let count = hung.len();
         for (op, answer) in hung {
-            let result = match self.world.step(&op, self.boot) {
+            let result: io::Result<Done> = match self.world.step(&op, self.boot) {
                 Step::Go => self.shared.medium.lock().run(&op),
                 Step::CutHere | Step::Dead => Err(power_is_cut()),
             };
@@ -365,7 +367,8 @@ impl Backing for SimDisk {
             Step::CutHere => {
                 self.shared.medium.lock().write_cut(&op);
                 // Nobody waits for a disk without power.
-                for disk in &self.world.0.disks.lock().clone() {
+                let disks = self.world.0.disks.lock().clone();
+                for disk in &disks {
                     disk.fail_hung();
                 }
                 return Ticket::answered(Err(power_is_cut()));

@@ -216,22 +216,30 @@ impl Group {
 
     /// Set or delete an item.
     pub fn put(&self, key: Key, value: Option<Value>) {
-        let cost = ITEM_COST + value.as_ref().map_or(0, |v| v.len() as u64);
-        let mut shard = self.items[Group::shard(key.ino)].lock();
-        let old = shard.map.insert(key, value);
-        shard.unlogged.insert(key);
-        drop(shard);
-        match old {
-            None => {
-                self.changes.fetch_add(1, Ordering::Relaxed);
-                self.bytes.fetch_add(cost, Ordering::Relaxed);
-            }
-            Some(old) => {
-                let before = ITEM_COST + old.map_or(0, |v| v.len() as u64);
-                self.bytes.fetch_add(cost, Ordering::Relaxed);
-                self.bytes.fetch_sub(before, Ordering::Relaxed);
+        self.put_all(vec![(key, value)]);
+    }
+
+    /// Set or delete items, those of one inode at once: who lists a directory never sees half of a rename in it.
+    pub fn put_all(&self, mut items: Vec<(Key, Option<Value>)>) {
+        let size = |value: &Option<Value>| ITEM_COST + value.as_ref().map_or(0, |v| v.len() as u64);
+        items.sort_by_key(|(key, _)| Group::shard(key.ino));
+        let (mut new, mut come, mut gone) = (0, 0, 0);
+        let mut items = items.into_iter().peekable();
+        while let Some((first, _)) = items.peek() {
+            let index = Group::shard(first.ino);
+            let mut shard = self.items[index].lock();
+            while let Some((key, value)) = items.next_if(|(key, _)| Group::shard(key.ino) == index) {
+                come += size(&value);
+                match shard.map.insert(key, value) {
+                    None => new += 1,
+                    Some(old) => gone += size(&old),
+                }
+                shard.unlogged.insert(key);
             }
         }
+        self.changes.fetch_add(new, Ordering::Relaxed);
+        self.bytes.fetch_add(come, Ordering::Relaxed);
+        self.bytes.fetch_sub(gone, Ordering::Relaxed);
     }
 
     /// `Some`: the group says that the item has this value (or is gone).

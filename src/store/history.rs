@@ -140,9 +140,9 @@ impl Store {
         for replica in (0..self.mirror.replicas()).filter(|r| members.contains(*r)) {
             let found = self.mirror.read_raw(replica, Root::addr(slot), 1);
             let same = found.is_ok_and(|block| block[..] == expected[..]);
-            // The slot may have been taken for a newer root meanwhile.
-            let current = self.root.lock().slots[slot] == Some(root.version);
-            if !same && current && members.count() > 1 {
+            // Where a newer root is, its slot may be this one, and a replica that joined with it never had this root.
+            let state = self.root.lock();
+            if !same && state.root.version == root.version && members.count() > 1 {
                 self.mirror.set_out(replica, "a root that it had acknowledged is not on the medium");
             }
         }

@@ -256,8 +256,11 @@ impl Store {
     fn write_records(&self, writes: Vec<(u64, Slice)>, names_blocks: bool) -> Result<(), StoreError> {
         if !writes.is_empty() {
             if names_blocks {
-                // A power cut may keep the record and drop what it names: first the one, then the other.
+                // A power cut may keep the record and drop what it names: first the one, then the other. And a replica
+                // that failed to take or flush what it names is called out before: else recovery, which gives the
+                // record to all that the root calls in sync, would trust it again.
                 self.mirror.flush()?;
+                self.declare_members()?;
             }
             self.mirror.write(writes)?;
             self.mirror.flush()?;

@@ -75,7 +75,7 @@ pub struct ReplaceReport {
 
 /// Whose place the new replica takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+pub enum Place {
     /// Of one that is out or missing.
     Free(usize),
     /// Of one that is in sync and stays so meanwhile.
@@ -134,7 +134,10 @@ fn blank(backing: &dyn Backing, geometry: &Geometry) -> Result<(), String> {
 }
 
 /// Bring `backing` up to everything in `store`, and make it the replica in `place`.
-pub(crate) fn resync(
+///
+/// # Errors
+/// The new replica failed on the way, or `progress` said no: it is none, and the others are as they were.
+pub fn resync(
     store: &Store,
     place: Place,
     name: ReplicaName,
@@ -146,6 +149,11 @@ pub(crate) fn resync(
     if let Err(refusal) = nothing_hangs(store, &name) {
         backing.close();
         return Err(refusal);
+    }
+    // What is blanked now must be called out by a durable root (invariant 4).
+    if let Err(error) = store.declare() {
+        backing.close();
+        return Err(error);
     }
     if let Err(why) = blank(&*backing, &store.label().geometry) {
         backing.close();
