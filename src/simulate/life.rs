@@ -450,7 +450,11 @@ impl Life {
     fn check_offline(&mut self) -> Result<(), String> {
         self.relieve();
         self.bench.tally.fscks += 1;
-        let about_replicas = |line: &&String| line.starts_with("replica ");
+        // A replica that is not there or behind, in one line or the other.
+        let about_replicas = |line: &&String| {
+            let of_a_block = line.contains(": block ");
+            !of_a_block && (line.starts_with("replica ") || line.contains("were not given"))
+        };
         if self.random.below(2) == 0 {
             let written = self.bench.power.io_count();
             let quick = self.random.below(4) == 0;

@@ -204,6 +204,7 @@ impl Scrub<'_> {
             self.store.prove_labels(&targets, heals),
             self.store.prove_roots(&targets, heals),
             self.store.prove_log(&targets, heals),
+            self.store.prove_spare(&targets, heals),
         ] {
             self.fixed(proofs);
         }

@@ -99,6 +99,63 @@ impl Store {
         proofs
     }
 
+    /// Make readable again what stands in no record and in no slot that is known: a block of the log, or a root slot, that
+    /// cannot be read might hold what was acknowledged, and a replica that is alone with it could not tell (`recover`).
+    /// Only blocks that cannot be read are told.
+    pub fn prove_spare(&self, replicas: &[usize], heal: bool) -> Vec<FixedProof> {
+        const STEP: u32 = 64;
+        let geometry = &self.label.geometry;
+        let mut proofs = Vec::new();
+        for &replica in replicas {
+            for start in (0..geometry.log_blocks).step_by(STEP as usize) {
+                let blocks = STEP.min(geometry.log_blocks - start);
+                if self.mirror.read_raw(replica, geometry.log_at + u64::from(start), blocks).is_ok() {
+                    continue;
+                }
+                for at in start..start + blocks {
+                    let _held = self.log.hold();
+                    let (_, live) = self.log.live();
+                    if live.iter().any(|record| (record.at..record.at + record.blocks).contains(&at)) {
+                        continue;
+                    }
+                    let addr = geometry.log_at + u64::from(at);
+                    let proof = self.make_readable(replica, addr, heal);
+                    proofs.extend(proof.map(|proof| FixedProof { part: Part::LogRecord, replica, addr, proof }));
+                }
+            }
+            for slot in 0..ROOT_SLOTS {
+                let state = self.root.lock();
+                if slot == state.newest_slot {
+                    continue;
+                }
+                let addr = Root::addr(slot);
+                let proof = self.make_readable(replica, addr, heal);
+                proofs.extend(proof.map(|proof| FixedProof { part: Part::Root, replica, addr, proof }));
+            }
+        }
+        proofs
+    }
+
+    /// Zeros over a block that cannot be read and that nothing names. `None`: it can be read.
+    fn make_readable(&self, replica: usize, addr: Addr, heal: bool) -> Option<Proof> {
+        let mirror = &self.mirror;
+        let error = mirror.read_raw(replica, addr, 1).err()?;
+        if !mirror.is_writable(replica) {
+            return Some(Proof::Unproven(error.to_string()));
+        }
+        let damage = Damage::Unreadable(error.to_string());
+        if !heal {
+            return Some(Proof::Damaged(damage));
+        }
+        let zeros = Slice::whole(Buf::zeroed(BLOCK));
+        let written = mirror.write_raw(replica, addr, zeros).and_then(|()| mirror.flush_raw(replica));
+        if written.and_then(|()| mirror.read_raw(replica, addr, 1)).is_err() {
+            return Some(Proof::Damaged(damage));
+        }
+        mirror.count_healed(replica);
+        Some(Proof::Healed(damage))
+    }
+
     fn live_record(&self, replica: usize, id: u64, record: &LiveRecord, addr: Addr) -> Option<Buf> {
         let whole = self.mirror.read_raw(replica, addr, record.blocks).ok()?;
         let head = log::decode_head(&whole[..BLOCK], self.label.volume, addr, self.label.geometry.log_blocks).ok()?;
