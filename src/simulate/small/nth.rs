@@ -46,6 +46,11 @@ impl Way {
     pub const ALL: [Way; 7] =
         [Way::ReadError, Way::WriteError, Way::FlushError, Way::LostWrite, Way::TornWrite, Way::Hang, Way::Dies];
 
+    /// Whether the disk must be out once it has struck.
+    fn puts_out(self) -> bool {
+        matches!(self, Way::WriteError | Way::FlushError | Way::Dies)
+    }
+
     fn arm(self, faults: &mut Faults, after: u32) {
         let once = Fault::Once(after);
         match self {
@@ -80,6 +85,7 @@ impl std::fmt::Display for Case {
 struct Nth {
     bench: Bench,
     bad: usize,
+    way: Way,
     /// Operations since something hangs.
     hanging: usize,
 }
@@ -173,6 +179,12 @@ impl Nth {
 
     /// The fault is over: a scrub heals what it left, on that disk alone.
     fn relieve(&mut self, driver: &Driver) -> Result<(), String> {
+        let (mirror, bad) = (driver.store.mirror(), path(self.bad));
+        let struck = self.bench.disks[self.bad].counters().faults > 0;
+        let in_sync = mirror.health().iter().any(|h| h.name.path == bad && mirror.members().contains(h.slot));
+        if struck && in_sync && self.way.puts_out() {
+            return Err("a replica that failed is still called in sync".into());
+        }
         self.bench.disks[self.bad].faults(|faults| *faults = Faults { gone: faults.gone, ..Faults::default() });
         self.release();
         for finding in examine_store(&driver.store, true).findings {
@@ -206,7 +218,7 @@ fn one(case: &Case, after: u32, covered: &mut Covered) -> Result<bool, String> {
     let mut bench = Bench::with(case.seed, setup(), Random::new(case.seed));
     bench.disks.push(bench.power.disk(setup().blocks));
     bench.disks[case.disk].faults(|faults| case.way.arm(faults, after));
-    let mut nth = Nth { bench, bad: case.disk, hanging: 0 };
+    let mut nth = Nth { bench, bad: case.disk, way: case.way, hanging: 0 };
     let outcome = nth.run();
     covered.sequences += 1;
     covered.recoveries += 1;

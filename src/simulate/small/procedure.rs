@@ -37,6 +37,8 @@ const NEW: Uuid = Uuid([8; 16]);
 pub enum Procedure {
     /// Opening for use: newest root everywhere, replay, commit.
     Recover,
+    /// As before, of one disk whose twin is missing.
+    RecoverAlone,
     /// Recovery, then scrub.
     Scrub,
     /// Recovery, then the checker, healing.
@@ -59,9 +61,10 @@ impl Procedure {
         let mut ground = Ground::new(images, stage);
         let all: Vec<usize> = (0..images.len()).collect();
         let hold = self == Procedure::Fsck;
-        let (store, mut opened) = ground.open_held(&all, false, Some(tape), hold).map_err(text)?;
+        let alone = self == Procedure::RecoverAlone;
+        let (store, mut opened) = ground.open_held(&all, alone, Some(tape), hold).map_err(text)?;
         match self {
-            Procedure::Recover => {}
+            Procedure::Recover | Procedure::RecoverAlone => {}
             Procedure::Scrub => Procedure::scrub(&store)?,
             Procedure::Check => {
                 if let Some(bad) = examine_store(&store, true).findings.iter().find(|f| !fsck::is_healed(f)) {
@@ -113,7 +116,7 @@ impl Procedure {
 
     /// Whether nothing may be damaged at its end.
     fn heals(self) -> bool {
-        self != Procedure::Recover
+        !matches!(self, Procedure::Recover | Procedure::RecoverAlone)
     }
 }
 
@@ -266,7 +269,7 @@ fn crashed(
     Ok(images)
 }
 
-/// Recoveries to be cut: after each of `sequences`, with what a cut somewhere left, and with one disk damaged or not.
+/// Recoveries to be cut: after each of `sequences`, with what a cut somewhere left; with one disk damaged, missing, or not.
 ///
 /// # Errors
 /// A sequence cannot be run.
@@ -280,7 +283,10 @@ pub fn recoveries(sequences: &[Sequence]) -> Result<Vec<Start>, Failure> {
         let name = format!("recover:{sequence}");
         let images =
             crashed(sequence, back, outcome, bad, seed).map_err(|text| Failure { text: format!("{name}: {text}") })?;
-        starts.push(Start { name, procedure: Procedure::Recover, images, again: (i % 8 < 2).then_some(3) });
+        let alone = i % 6 == 3;
+        let procedure = if alone { Procedure::RecoverAlone } else { Procedure::Recover };
+        let images = if alone { vec![images[i / 6 % 2].clone()] } else { images };
+        starts.push(Start { name, procedure, images, again: (i % 8 < 3).then_some(3) });
     }
     Ok(starts)
 }
