@@ -168,11 +168,6 @@ pub fn run(store: &Store, progress: &mut dyn FnMut(&Progress) -> bool) -> ScrubR
         pace: Pace::new(store),
     };
     let ended = scrub.everything();
-    if scrub.sum().healed > 0
-        && let Err(error) = store.mirror().flush()
-    {
-        scrub.notes.push(format!("what was healed may not be durable: {error}"));
-    }
     let mut report = scrub.report(ended.is_continue());
     if report.healed > 0 {
         // What was healed must not be lost again with the power. A replica that fails here goes out.
