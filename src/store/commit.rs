@@ -175,6 +175,11 @@ impl Store {
         self.commit(Force::IfChanged)
     }
 
+    /// Group of the oldest state that a reader still holds.
+    pub(crate) fn oldest_held(&self) -> Txg {
+        self.commit_lock.lock().oldest_pin()
+    }
+
     /// Commit the open group.
     pub fn commit(&self, force: Force) -> Result<(), StoreError> {
         let mut state = self.commit_lock.lock();

@@ -47,6 +47,8 @@ const ZEROS: u64 = 256;
 const ALLOCATE_MAX: u64 = 65_536;
 /// Pieces copied at the same time.
 const COPIERS: usize = 3;
+/// Longest wait for readers of older states, in ms.
+const READERS_MS: u32 = 2000;
 /// Lines about what was lost that a report holds.
 const LINES_MAX: usize = 100;
 
@@ -262,10 +264,32 @@ impl Resync<'_> {
             let (proven, missing) = (self.tally.correct, self.tally.missing);
             ::log::info!("replace {}: {proven} of {} blocks present and correct", self.path, proven + missing);
             if missing == 0 {
+                self.let_readers_go()?;
                 return Ok(round);
             }
         }
         Err(format!("blocks are still missing after {ROUNDS_MAX} rounds of repair"))
+    }
+
+    /// A reader that holds an older state may want blocks that are not reachable any more, and were not copied: it would
+    /// have them once only. It is waited for, but not for ever.
+    fn let_readers_go(&mut self) -> Result<(), String> {
+        let newest = self.store.durable_root().txg;
+        self.what = "waiting for readers";
+        let simulated = self.copiers == 1;
+        for _ in 0..if simulated { 3 } else { READERS_MS } {
+            if self.store.oldest_held() >= newest {
+                return Ok(());
+            }
+            if self.pause().is_break() {
+                return Err(self.failure.take().unwrap_or_else(|| "stopped".into()));
+            }
+            if !simulated {
+                crate::sync::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        ::log::warn!("replace {}: a reader has held an old state for {READERS_MS} ms; it is left behind", self.path);
+        Ok(())
     }
 
     fn walk(&mut self, what: &'static str) -> Result<(), String> {

@@ -3,7 +3,7 @@
 //! *Guarantees*: [`every`] runs the history once for each request of one disk that can fail in one way, and stops when
 //! none did. Each time no application sees an error, everything that was written is there, a scrub heals what the fault
 //! left on that disk and nothing else is found, and a power cut at the end loses nothing.
-//! *Assumes*: one fault in a history. *Fails when*: it cost anything: [`Failure`], whose first line replays the case.
+//! *Assumes*: one fault in a history; nobody reads a state from before a replace when it is over. *Fails when*: it cost anything: [`Failure`], whose first line replays the case.
 //! *Order*: operations, with a remount, a scrub, a replace and another remount between them.
 //! *Not here*: faults by chance (`fault`), two faults.
 
@@ -170,6 +170,8 @@ impl Nth {
         self.operations(&mut driver, OPERATIONS / 4)?;
         Nth::scrub(&driver)?;
         self.operations(&mut driver, OPERATIONS / 8)?;
+        // A replace waits for those who read an older state; here that is this thread.
+        driver.settle()?;
         self.replace(&driver)?;
         self.operations(&mut driver, OPERATIONS / 8)?;
         let mut driver = self.remount(driver)?;

@@ -144,6 +144,29 @@ fn a_replica_in_sync_stays_so_until_the_new_one_takes_its_place() {
     read_back_from_second(rig, store, disk);
 }
 
+/// Found by `tests/exhaustive.rs`, case `nth:2:0:ReadError@88`: the new replica joined while a reader held an older
+/// state, whose blocks it never got; one read error on the other replica was an error for that reader.
+#[test]
+fn readers_of_older_states_are_waited_for() {
+    let rig = Rig::new(13, 2);
+    let (store, _) = rig.open(false).unwrap();
+    small_fill(&store);
+    let mut reader = Some(store.view().committed.clone());
+    write(&store, 20, 0, 20, 77).unwrap();
+    store.commit(Force::Always).unwrap();
+    let mut waited = 0;
+    let report = resync(&store, Place::Taken(1), name(3), rig.power.disk(4096), &mut |progress| {
+        if progress.what == "waiting for readers" {
+            assert_ne!(store.durable_root().members[1].replica, Uuid([3; 16]), "not before the reader is gone");
+            waited += 1;
+            let held = reader.take().unwrap();
+            crate::simulate::pinned::prove(&store, &held.root).unwrap();
+        }
+        true
+    });
+    assert_eq!((report.unwrap().lost, waited), (0, 1));
+}
+
 #[test]
 fn what_fails_on_the_way_harms_nobody() {
     for place in [Place::Free(1), Place::Taken(1)] {
