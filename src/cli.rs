@@ -11,7 +11,7 @@
 //! | 2 | wrong usage; `status`: cannot be asked |
 //! | 0 1 4 8 16 | `fsck`, as fsck(8): clean, repaired, errors left, failed, wrong usage (sums of these) |
 
-mod debug;
+pub mod debug;
 mod fsck;
 mod mounting;
 mod offline;

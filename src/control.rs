@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// Bytes of the longest request line.
 const LINE_MAX: u64 = 64 * 1024;
+/// Bytes of the longest line of an answer.
+const ANSWER_MAX: u64 = 64 << 20;
 /// Clients served at once.
 const CLIENTS_MAX: usize = 32;
 /// How long a client may be silent before a request, or refuse to read an answer.
@@ -270,7 +272,7 @@ impl Client {
         self.writer.write_all(&line).map_err(CallError::Gone)?;
         loop {
             let mut line = Vec::new();
-            let length = self.reader.read_until(b'\n', &mut line).map_err(CallError::Gone)?;
+            let length = self.reader.by_ref().take(ANSWER_MAX).read_until(b'\n', &mut line).map_err(CallError::Gone)?;
             if length == 0 {
                 return Err(CallError::Gone(io::ErrorKind::UnexpectedEof.into()));
             }

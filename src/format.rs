@@ -43,6 +43,8 @@ pub const LINK_MAX: u32 = 65_000;
 pub const ROOT_INO: u64 = 1;
 /// First inode number handed out to files.
 pub const FIRST_INO: u64 = 16;
+/// Inode numbers stay below this, so that a root can set a range aside.
+pub const INO_MAX: u64 = u64::MAX / 4;
 /// Pseudo inode that owns the list of orphans: `(ORPHANS, Orphan, ino)`.
 pub const ORPHANS: u64 = 2;
 

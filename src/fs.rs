@@ -263,7 +263,7 @@ impl Filesystem {
             blocks: space.blocks,
             bfree: space.blocks.saturating_sub(space.used).max(space.free),
             bavail: space.free,
-            files: space.inodes + space.free,
+            files: space.inodes.saturating_add(space.free),
             ffree: space.free,
             bsize: crate::format::BLOCK as u32,
             namelen: NAME_MAX as u32,

@@ -13,6 +13,7 @@
 //! | `judge` | what may be found after a crash |
 //! | `fault` | histories with a faulty disk |
 //! | `life` | all of it in one history: the ordinary weights |
+//! | `mutate` | hostile volumes |
 //! | `pinned` | what a reader holds stays whole |
 //! | `copies` | correct copies of each block |
 //! | `small` | small worlds, exhaustively |
@@ -25,6 +26,7 @@ pub mod generate;
 pub mod judge;
 pub mod life;
 pub mod model;
+pub mod mutate;
 pub mod pinned;
 pub mod small;
 pub mod worlds;

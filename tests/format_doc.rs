@@ -64,6 +64,7 @@ fn constants() -> BTreeMap<&'static str, u64> {
         ("ROOT_INO", format::ROOT_INO),
         ("ORPHANS", format::ORPHANS),
         ("FIRST_INO", format::FIRST_INO),
+        ("INO_MAX", format::INO_MAX),
         ("ADDR_BITS", format::ADDR_BITS.into()),
         ("HEADER", block::HEADER as u64),
         ("PAYLOAD", block::PAYLOAD as u64),

@@ -23,8 +23,12 @@ use std::path::Path;
 /// Longest chain of dead lists that is followed.
 const CHAIN_MAX: usize = 1 << 20;
 
-struct Walk {
-    file: File,
+/// Reads one block.
+type Read<'a> = &'a dyn Fn(Addr) -> io::Result<Vec<u8>>;
+
+struct Walk<'a> {
+    read: Read<'a>,
+    complain: &'a mut dyn FnMut(&str),
     label: Label,
     seed: VolumeSeed,
     /// Kind of each block that is reachable.
@@ -37,15 +41,33 @@ pub(super) fn blocks(path: &Path) -> Result<(), String> {
     let place = if path.is_dir() { path.join(CONTAINER) } else { path.to_owned() };
     let file = File::open(&place).map_err(|error| format!("{}: {error}", place.display()))?;
     let fail = |text: &str| format!("{}: {text}", place.display());
-    let labels = Geometry::label_copies().map(|addr| read(&file, addr).ok().map(|block| Label::decode(&block, addr)));
-    let label = labels.into_iter().flatten().find_map(Result::ok).ok_or_else(|| fail("holds no label"))?;
+    let (found, wrong) =
+        account(&|addr| read(&file, addr), &mut |text| super::complain(text)).map_err(|text| fail(&text))?;
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    for (addr, kind) in &found {
+        writeln!(out, "{addr} {kind}").map_err(|error| error.to_string())?;
+    }
+    out.flush().map_err(|error| error.to_string())?;
+    match wrong {
+        0 => Ok(()),
+        wrong => Err(fail(&format!("{wrong} blocks do not prove themselves"))),
+    }
+}
+
+/// The kind of each block that the newest root reaches, and how many do not prove themselves.
+///
+/// # Errors
+/// There is no label or no root.
+pub fn account(read: Read<'_>, complain: &mut dyn FnMut(&str)) -> Result<(BTreeMap<Addr, &'static str>, u64), String> {
+    let labels = Geometry::label_copies().map(|addr| read(addr).ok().map(|block| Label::decode(&block, addr)));
+    let label = labels.into_iter().flatten().find_map(Result::ok).ok_or("holds no label")?;
     let slots = (0..ROOT_SLOTS).filter_map(|slot| {
-        let block = read(&file, Root::addr(slot)).ok()?;
+        let block = read(Root::addr(slot)).ok()?;
         Some((slot, Root::decode(&block, slot, label.volume, &label.geometry).ok()?))
     });
-    let (slot, root) = slots.max_by_key(|(_, root)| root.version).ok_or_else(|| fail("holds no root"))?;
+    let (slot, root) = slots.max_by_key(|(_, root)| root.version).ok_or("holds no root")?;
     let seed = VolumeSeed::new(label.volume);
-    let mut walk = Walk { file, label, seed, found: BTreeMap::new(), wrong: 0 };
+    let mut walk = Walk { read, complain, label, seed, found: BTreeMap::new(), wrong: 0 };
     walk.found.extend(Geometry::label_copies().map(|addr| (addr, "label")));
     walk.found.insert(Root::addr(slot), "root");
     if let Some((level, top)) = root.tree {
@@ -53,15 +75,7 @@ pub(super) fn blocks(path: &Path) -> Result<(), String> {
     }
     root.dead.iter().for_each(|head| walk.dead_list(head.ptr));
     walk.space(walk.label.geometry.space_levels(), 0, &root.space);
-    let mut out = io::BufWriter::new(io::stdout().lock());
-    for (addr, kind) in &walk.found {
-        writeln!(out, "{addr} {kind}").map_err(|error| error.to_string())?;
-    }
-    out.flush().map_err(|error| error.to_string())?;
-    match walk.wrong {
-        0 => Ok(()),
-        wrong => Err(fail(&format!("{wrong} blocks do not prove themselves"))),
-    }
+    Ok((walk.found, walk.wrong))
 }
 
 fn read(file: &File, addr: Addr) -> io::Result<Vec<u8>> {
@@ -70,12 +84,12 @@ fn read(file: &File, addr: Addr) -> io::Result<Vec<u8>> {
     Ok(block)
 }
 
-impl Walk {
+impl Walk<'_> {
     fn prove(&mut self, addr: Addr, sum: u64, kind: &'static str) -> Option<Vec<u8>> {
         if self.found.insert(addr, kind).is_some() {
             return self.bad(addr, kind, "is reached twice");
         }
-        match read(&self.file, addr) {
+        match (self.read)(addr) {
             Ok(block) if self.seed.checksum(addr, &block) == sum => Some(block),
             Ok(_) => self.bad(addr, kind, "does not match its checksum"),
             Err(error) => self.bad(addr, kind, &error.to_string()),
@@ -84,7 +98,7 @@ impl Walk {
 
     fn bad<T>(&mut self, addr: Addr, kind: &str, why: &str) -> Option<T> {
         self.wrong += 1;
-        super::complain(&format!("{kind} at block {addr}: {why}"));
+        (self.complain)(&format!("{kind} at block {addr}: {why}"));
         None
     }
 

@@ -28,6 +28,29 @@ pub struct Run {
     pub birth: Txg,
 }
 
+/// Finds out, in no memory, that a chain of blocks comes back to where it was (Brent's algorithm): a pointer can be
+/// forged that names a block which holds it.
+#[derive(Debug, Default)]
+pub struct Ring {
+    anchor: Option<Addr>,
+    steps: u64,
+}
+
+impl Ring {
+    /// The next block of the chain.
+    ///
+    /// # Errors
+    /// The chain is a ring. Found after at most three times its length.
+    pub fn step(&mut self, addr: Addr) -> Result<(), Corrupt> {
+        require(self.anchor != Some(addr), "dead list", "ends")?;
+        self.steps += 1;
+        if self.steps.is_power_of_two() {
+            self.anchor = Some(addr);
+        }
+        Ok(())
+    }
+}
+
 /// Encode one block of a chain.
 pub fn encode(volume: Uuid, addr: Addr, birth: Txg, next: Option<BlockPtr>, runs: &[Run]) -> Vec<u8> {
     assert!(runs.len() <= DEAD_MAX);
@@ -52,6 +75,7 @@ pub fn decode(bytes: &[u8], volume: Uuid, ptr: &BlockPtr) -> Result<(Option<Bloc
     const WHAT: &str = "dead list";
     let header = block::open(bytes, Kind::DeadList, Some(volume), ptr.addr)?;
     require(header.birth == ptr.birth, WHAT, "has the birth that its pointer says")?;
+    require(header.level == 0, WHAT, "has no level")?;
     let count = header.count as usize;
     require(
         (1..=DEAD_MAX).contains(&count) && header.used as usize == PTR + count * RUN,
@@ -75,6 +99,17 @@ pub fn decode(bytes: &[u8], volume: Uuid, ptr: &BlockPtr) -> Result<(Option<Bloc
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_ring_is_found_and_a_long_chain_is_none() {
+        let mut ring = Ring::default();
+        assert!((0..10_000).all(|addr| ring.step(addr).is_ok()));
+        for length in 1..40 {
+            let mut ring = Ring::default();
+            let steps = (0..).take_while(|i| ring.step(500 + i % length).is_ok()).count() as u64;
+            assert!(steps <= 3 * length + 1, "{steps} steps in a ring of {length}");
+        }
+    }
 
     #[test]
     fn round_trip() {

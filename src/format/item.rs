@@ -220,7 +220,7 @@ impl Inode {
         let Ok(raw) = RawInode::read_from_bytes(bytes) else {
             return reject(WHAT, "is 128 bytes long");
         };
-        require(all_zero(&raw.reserved), WHAT, "has zero in reserved bytes")?;
+        require(all_zero(&raw.reserved) && raw.flags.get() == 0, WHAT, "has zero in reserved bytes")?;
         require(raw.times.iter().all(|t| t.nsec.get() < 1_000_000_000), WHAT, "has nanoseconds below 1e9")?;
         require(raw.mode.get() >> 16 == 0, WHAT, "has a mode of 16 bits")?;
         let kinds = [0o010_000, 0o020_000, 0o040_000, 0o060_000, 0o100_000, 0o120_000, 0o140_000];

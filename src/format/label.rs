@@ -117,6 +117,7 @@ impl Label {
         require(raw.read_only.get() == 0, WHAT, "asks for no feature that this release cannot write")?;
         require(raw.flags.get() <= 1 && all_zero(&bytes[HEADER + RAW..]), WHAT, "has zero in reserved bytes")?;
         require(header.count == 1 && header.used as usize == RAW, WHAT, "has its own length")?;
+        require(header.level == 0 && header.birth == 0, WHAT, "has no level and no birth")?;
         let geometry = Geometry::new(raw.blocks.get(), raw.zone_blocks.get(), raw.log_blocks.get())?;
         let len = raw.name.iter().position(|b| *b == 0).unwrap_or(VOLUME_LABEL_MAX);
         require(all_zero(&raw.name[len..]), WHAT, "has a name padded with zeros")?;

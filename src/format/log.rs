@@ -225,6 +225,7 @@ pub fn encode(volume: Uuid, addr: Addr, head: &RecordHead, entries: &[u8]) -> Ve
 pub fn decode_head(bytes: &[u8], volume: Uuid, addr: Addr, log_blocks: u32) -> Result<RecordHead, Corrupt> {
     let header = block::open(bytes, Kind::LogRecord, Some(volume), addr)?;
     require(all_zero(&bytes[132..ENTRIES_AT]), WHAT, "has zero in reserved bytes")?;
+    require(header.level == 0 && header.count == 0 && header.used == 0, WHAT, "has its own length in its own fields")?;
     let word = |i: usize| le64(bytes, HEADER + 8 * i);
     let head = RecordHead {
         log_id: word(0),

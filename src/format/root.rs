@@ -35,7 +35,7 @@ use super::block::{self, BlockPtr, HEADER, Header, Kind, PTR};
 use super::item::{le32, le64};
 use super::node::LEVEL_MAX;
 use super::space::{ENTRY, SpaceEntry};
-use super::{Addr, BLOCK, Corrupt, Geometry, REPLICAS_MAX, Txg, Uuid, all_zero, reject, require};
+use super::{Addr, BLOCK, Corrupt, Geometry, INO_MAX, REPLICAS_MAX, Txg, Uuid, all_zero, reject, require};
 
 const WHAT: &str = "root";
 /// Epochs that a root remembers; older ones are forgotten.
@@ -161,6 +161,10 @@ impl Root {
         }
         self.chain.push(Epoch { id, first_version: self.version });
     }
+    /// Blocks in all dead lists, as their heads say.
+    pub fn dead_blocks(&self) -> u64 {
+        self.dead.iter().fold(0, |sum, head| sum.saturating_add(head.blocks))
+    }
     /// The slot that this root is written to.
     pub fn addr(slot: usize) -> Addr {
         Geometry::root_slot(slot)
@@ -233,6 +237,7 @@ impl Root {
     pub fn decode(bytes: &[u8], slot: usize, volume: Uuid, geometry: &Geometry) -> Result<Root, Corrupt> {
         let header = block::open(bytes, Kind::Root, Some(volume), Root::addr(slot))?;
         let word = |i: usize| le64(bytes, HEADER + 8 * i);
+        require(header.level == 0 && header.used as usize == block::PAYLOAD, WHAT, "has its own length")?;
         require(word(4) <= 1, WHAT, "has no unknown flag")?;
         require(header.birth == word(0), WHAT, "has the version that its header says")?;
         require(all_zero(&bytes[232..MEMBERS_AT]), WHAT, "has zero in reserved bytes")?;
@@ -242,6 +247,7 @@ impl Root {
         require(level < u32::from(LEVEL_MAX), WHAT, "has a tree of possible height")?;
         let tree = BlockPtr::decode(&bytes[144..176], WHAT)?;
         require(tree.is_none_or(|t| geometry.holds_data(t.addr, 1)), WHAT, "has its tree inside a zone")?;
+        require(tree.is_some() || level == 0, WHAT, "has a height only where it has a tree")?;
         let root = Root {
             volume,
             version: word(0),
@@ -263,7 +269,7 @@ impl Root {
             dead: decode_dead(bytes, le32(bytes, 212) as usize)?,
         };
         require(root.version >= 1 && root.version < u64::MAX / 2, WHAT, "has a possible version")?;
-        require(root.txg < u64::MAX / 2 && root.next_ino < u64::MAX / 4 + (1 << 32), WHAT, "has possible counters")?;
+        require(root.txg < u64::MAX / 2 && root.next_ino < INO_MAX + (1 << 32), WHAT, "has possible counters")?;
         require(root.epoch().first_version <= root.version, WHAT, "is not older than its epoch")?;
         require(
             root.backed <= geometry.blocks && root.grow_zone <= geometry.zones,
@@ -271,6 +277,8 @@ impl Root {
             "has space inside the volume",
         )?;
         require(root.tree.is_none_or(|(_, p)| p.birth <= root.txg), WHAT, "is not older than its tree")?;
+        let past = |head: &DeadHead| head.last <= root.txg && head.ptr.birth <= root.txg;
+        require(root.dead.iter().all(past), WHAT, "is not older than its dead lists")?;
         Ok(root)
     }
 }
@@ -288,6 +296,8 @@ fn decode_members(bytes: &[u8], count: usize) -> Result<Vec<Member>, Corrupt> {
             _ => return reject(WHAT, "has members in known states"),
         };
         require((1..=3).contains(&bytes[at + 17]), WHAT, "has members in known roles")?;
+        let reserved = all_zero(&bytes[at + 18..at + 24]) && all_zero(&bytes[at + 40..at + MEMBER]);
+        require(reserved, WHAT, "has zero in reserved bytes of members")?;
         let replica = Uuid(bytes[at..at + 16].try_into().expect("16 bytes"));
         require(members.iter().all(|m| m.replica != replica), WHAT, "names each member once")?;
         members.push(Member {
@@ -327,6 +337,7 @@ fn decode_dead(bytes: &[u8], count: usize) -> Result<Vec<DeadHead>, Corrupt> {
         };
         let head = DeadHead { first: le64(bytes, at), last: le64(bytes, at + 8), ptr, blocks: le64(bytes, at + 48) };
         require(head.first <= head.last, WHAT, "has dead lists of possible groups")?;
+        require(all_zero(&bytes[at + 56..at + DEAD]), WHAT, "has zero in reserved bytes of dead lists")?;
         require(dead.last().is_none_or(|l| l.last < head.first), WHAT, "has rising dead lists")?;
         dead.push(head);
     }

@@ -89,6 +89,7 @@ pub fn decode_node(
     let header = block::open(bytes, Kind::SpaceNode, Some(volume), addr)?;
     require(header.birth == birth && header.level == level, WHAT, "has the birth and level that its entry says")?;
     require(u64::from(header.count) == count && count <= SPACE_FANOUT, WHAT, "has as many entries as the geometry")?;
+    require(header.used as usize == count as usize * ENTRY, WHAT, "is as long as its entries")?;
     require(all_zero(&bytes[HEADER + count as usize * ENTRY..]), WHAT, "has zeros behind its entries")?;
     (0..count as usize).map(|i| SpaceEntry::decode(&bytes[HEADER + i * ENTRY..][..ENTRY])).collect()
 }
@@ -146,7 +147,7 @@ impl Bitmap {
         const WHAT: &str = "bitmap";
         let header = block::open(bytes, Kind::Bitmap, Some(volume), addr)?;
         require(header.birth == birth, WHAT, "has the birth that its entry says")?;
-        require(header.count == 1 && header.used as usize == PAYLOAD, WHAT, "has its own length")?;
+        require(header.count == 1 && header.used as usize == PAYLOAD && header.level == 0, WHAT, "has its own length")?;
         require(all_zero(&bytes[HEADER + BACKED..BITS_AT]), WHAT, "has zero in reserved bytes")?;
         let backed = u128::from_le_bytes(bytes[HEADER..HEADER + BACKED].try_into().expect("16 bytes"));
         let mut bits = Box::new([0; BITS / 8]);

@@ -6,6 +6,7 @@
 //! *Not here*: opening (`file`).
 
 use super::acl::{Acl, Inherited};
+use super::cache::Entry;
 use super::change::{Change, touch};
 use super::lock::{LockKey, Mode};
 use super::names::{attr_with, check_name};
@@ -15,8 +16,9 @@ use super::{
     S_IFREG, S_IFSOCK, S_ISGID,
 };
 use crate::format::item::Dirent;
-use crate::format::{Inode, ItemKind, Key, LINK_MAX};
+use crate::format::{Inode, ItemKind, Key, LINK_MAX, require};
 use crate::store::Need;
+use std::sync::Arc;
 
 /// Longest target of a symbolic link, bytes (`PATH_MAX` - 1).
 const SYMLINK_MAX: usize = 4095;
@@ -68,7 +70,12 @@ impl Filesystem {
                 found => found?.ino,
             };
             let handle = match self.open(ino, flags) {
-                Err(FsError::Stale | FsError::NotFound) => continue,
+                // It has no link: either its name has just gone, too, or the volume contradicts itself.
+                Err(FsError::Stale | FsError::NotFound)
+                    if self.find(parent, name)?.is_none_or(|found| found.entry.ino != ino) =>
+                {
+                    continue;
+                }
                 opened => opened?,
             };
             return match self.getattr(ino) {
@@ -111,9 +118,7 @@ impl Filesystem {
             inherited.items = self.new_xattr(SYMLINK_TARGET, new.target);
             inherited.facts.any = true;
         }
-        let ino = self.store.new_ino();
-        let entry = self.cache.entry(ino);
-        entry.state.lock().loaded = true;
+        let (ino, entry) = self.new_entry()?;
         let need = Need { items: 3 + inherited.items.len() as u32, data_blocks: 0, may_use_reserve: false };
         let (inode, handle) = self.change(&held, need, &[&directory, &entry], |change| {
             let node = self.new_inode(change.inode(parent)?, (parent, cookie), new, inherited.mode, caller)?;
@@ -133,6 +138,18 @@ impl Filesystem {
         })?;
         // It is done: nothing may fail any more. A new file has no blocks.
         Ok((attr_with(ino, &inode, 0), handle))
+    }
+
+    /// A number that no inode has, and its entry.
+    pub(super) fn new_entry(&self) -> Result<(u64, Arc<Entry>), FsError> {
+        let ino = self.store.new_ino();
+        let entry = self.cache.entry(ino);
+        let mut state = entry.state.lock();
+        // Our own roots never name such a next number; a hostile one can.
+        require(state.inode.is_none(), "root", "has a next inode number that no inode has")?;
+        state.loaded = true;
+        drop(state);
+        Ok((ino, entry))
     }
 
     /// Mode and ACLs of a new inode in `parent`.

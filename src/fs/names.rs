@@ -201,7 +201,7 @@ pub(super) fn attr_with(ino: u64, inode: &Inode, blocks: u64) -> Attr {
         ino,
         generation: u64::from(inode.generation),
         size: inode.size,
-        blocks512: blocks * 8,
+        blocks512: blocks.saturating_mul(8),
         atime: inode.atime,
         mtime: inode.mtime,
         ctime: inode.ctime,

@@ -214,7 +214,10 @@ impl Filesystem {
             Some((entry, inode)) => Some(self.prepare_ending(entry, inode)?),
             None => None,
         };
-        let whiteout = whiteout.map(|caller| (self.new_whiteout(), caller));
+        let whiteout = match whiteout {
+            Some(caller) => Some((self.new_entry()?.1, caller)),
+            None => None,
+        };
         let mut entries = vec![&source.directory, &target.directory, node];
         entries.extend(target.node.iter().map(|(entry, _)| entry));
         entries.extend(whiteout.iter().map(|(entry, _)| entry));
@@ -240,12 +243,6 @@ impl Filesystem {
                 _ => Ok(None),
             }
         })
-    }
-
-    fn new_whiteout(&self) -> Arc<Entry> {
-        let entry = self.cache.entry(self.store.new_ino());
-        entry.state.lock().loaded = true;
-        entry
     }
 
     fn put_whiteout(

@@ -45,8 +45,12 @@ impl Entry {
 /// # Errors
 /// `/proc/self/mountinfo` cannot be read.
 pub fn read() -> io::Result<Vec<Entry>> {
-    let bytes = std::fs::read("/proc/self/mountinfo")?;
-    Ok(bytes.split(|byte| *byte == b'\n').filter_map(parse).collect())
+    Ok(entries(&std::fs::read("/proc/self/mountinfo")?))
+}
+
+/// The entries of a table; lines that are none are left out.
+pub fn entries(table: &[u8]) -> Vec<Entry> {
+    table.split(|byte| *byte == b'\n').filter_map(parse).collect()
 }
 
 /// The topmost mount exactly at `path`.

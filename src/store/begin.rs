@@ -104,8 +104,7 @@ impl Store {
     /// Blocks that the next commits may give back: dead lists, and whatever the open groups free.
     fn freed_waiting(&self) -> u64 {
         let view = self.view();
-        let dead: u64 = view.committed.root.dead.iter().map(|d| d.blocks).sum();
         let open: u64 = view.groups().map(|g| u64::from(!g.is_empty())).sum();
-        dead + open
+        view.committed.root.dead_blocks().saturating_add(open)
     }
 }

@@ -25,7 +25,7 @@ use super::space::{Class, Span};
 use super::tree::{self, CachedNode, NodeStore, NodeWriter};
 use super::{INO_RANGE, Store, StoreError};
 use crate::disk::buffer::{Buf, Slice};
-use crate::format::dead::{self, DEAD_MAX, Run};
+use crate::format::dead::{self, DEAD_MAX, Ring, Run};
 use crate::format::geometry::ROOT_SLOTS;
 use crate::format::root::{DEAD_LISTS_MAX, DeadHead};
 use crate::format::{Addr, BlockPtr, Root, Txg, Uuid};
@@ -186,7 +186,7 @@ impl Store {
         let idle = view.current.is_empty();
         let waiting = !view.committed.root.dead.is_empty() || !state.orphans.is_empty();
         // Freed space comes back also when nothing else changes; the lists' own blocks are not worth a commit.
-        let dead: u64 = view.committed.root.dead.iter().map(|head| head.blocks).sum();
+        let dead: u64 = view.committed.root.dead_blocks();
         drop(view);
         let skip = match force {
             Force::IfChanged => idle && dead <= DEAD_LEFT,
@@ -345,7 +345,7 @@ impl Store {
         let kept = state.runs.remove(&head.last);
         let mut runs = Vec::new();
         let mut next = Some(head.ptr);
-        let mut left = head.blocks.saturating_add(2);
+        let mut ring = Ring::default();
         while let Some(ptr) = next {
             freed.push(Run { addr: ptr.addr, blocks: 1, birth: ptr.birth });
             let bad = |rule| StoreError::Corrupt {
@@ -355,10 +355,7 @@ impl Store {
             if !self.label.geometry.holds_data(ptr.addr, 1) {
                 return Err(bad("stands inside a zone"));
             }
-            if left == 0 {
-                return Err(bad("ends"));
-            }
-            left -= 1;
+            ring.step(ptr.addr)?;
             let block = self.mirror.read(ptr.addr, &[ptr.sum])?;
             let (follows, here) = dead::decode(&block, self.label.volume, &ptr)
                 .map_err(|corrupt| StoreError::Corrupt { addr: ptr.addr, corrupt })?;

@@ -300,7 +300,7 @@ impl Store {
             let sources = self.sources(below, ino, segments[at], run)?;
             for (i, source) in sources.iter().enumerate() {
                 if matches!(source, Source::Hole) || in_holes(segments[at] + i as u64) {
-                    total += 1;
+                    total = total.saturating_add(1);
                 }
             }
             at += run;

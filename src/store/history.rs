@@ -72,7 +72,10 @@ impl Store {
                 hook(&root);
             }
             let slot = state.free_slot();
-            let block = Slice::whole(Buf::from_slice(&root.encode(slot)));
+            let bytes = root.encode(slot);
+            // Counters of a hostile volume can be at their end: what the next mount refuses must not become the newest.
+            Root::decode(&bytes, slot, root.volume, &self.label.geometry)?;
+            let block = Slice::whole(Buf::from_slice(&bytes));
             // Whatever becomes of it, this slot may hold this version from now on.
             state.slots[slot] = Some(root.version);
             self.mirror.write(vec![(Root::addr(slot), block)])?;

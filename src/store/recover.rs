@@ -20,7 +20,8 @@ use crate::disk::buffer::{Buf, Slice};
 use crate::disk::{Mirror, Proof, ReplicaName};
 use crate::format::geometry::ROOT_SLOTS;
 use crate::format::log::{self, Entry, RecordHead};
-use crate::format::{BLOCK, Geometry, ItemKind, Key, Label, MemberState, Root, VolumeSeed};
+use crate::format::node::Node;
+use crate::format::{BLOCK, Geometry, INO_MAX, ItemKind, Key, Label, MemberState, Root, VolumeSeed};
 use crate::sync::Instant;
 use crate::sync::atomic::Ordering;
 use crate::world::World;
@@ -171,8 +172,13 @@ pub fn choose(present: &[Present]) -> Result<Choice, StoreError> {
                 b.path, a.path
             ));
         }
-        if a.found.label.geometry != first.found.label.geometry {
-            return refuse(format!("{} and {} disagree about the layout of the volume", first.path, a.path));
+        let but_for_name = |label: &Label| Label { replica: first.found.label.replica, ..label.clone() };
+        if but_for_name(&a.found.label) != first.found.label {
+            return refuse(format!(
+                "{} and {} disagree about the layout of the volume: one label was forged; mount one alone with \
+                 -o degraded,ro to see which",
+                first.path, a.path
+            ));
         }
     }
     let newest = present.iter().enumerate().filter_map(|(i, p)| p.found.roots.first().map(|(s, r)| (i, *s, r)));
@@ -196,6 +202,16 @@ pub fn choose(present: &[Present]) -> Result<Choice, StoreError> {
             other.path,
             theirs.version,
             when(theirs.time_ns)
+        ));
+    }
+    // A version is used once: two roots of one version cannot both be this history's.
+    let other =
+        present.iter().find(|p| p.found.roots.first().is_some_and(|(_, r)| r.version == root.version && r != root));
+    if let Some(other) = other {
+        return refuse(format!(
+            "{} and {} both hold root {}, and it is not the same: one was forged; mount one alone with -o degraded,ro \
+             to look at it, then `stablefs replace` the other",
+            present[owner].path, other.path, root.version
         ));
     }
     Ok(judge(present, root.clone(), slot))
@@ -403,13 +419,38 @@ impl Store {
             self.replay(records)?;
         }
         if !self.options.read_only {
-            self.root.lock().root.mount_count += 1;
-            self.mounts.fetch_add(1, Ordering::Relaxed);
+            self.lift_next_ino();
+            let mut state = self.root.lock();
+            state.root.mount_count = state.root.mount_count.saturating_add(1);
+            self.mounts.store(state.root.mount_count, Ordering::Relaxed);
+            drop(state);
             // Space below that was allocated since the last commit is not known any more; what was replayed needs it.
             let _enough = self.space.ensure_backed(&self.mirror, self.taken(self.reserve_blocks()))?;
             self.commit(Force::Always)?;
         }
         Ok(())
+    }
+
+    /// No number that has items may be handed out again, whatever the root says. What cannot be read is left to the
+    /// root.
+    fn lift_next_ino(&self) {
+        let Some((mut level, mut ptr)) = self.view().committed.root.tree else { return };
+        let mut lower = Key::MIN;
+        while let Ok(found) = tree::read_within(self, level, &ptr, lower, None) {
+            match &found.node {
+                Node::Inner(children) => match children.last() {
+                    Some(last) => (lower, ptr, level) = (last.0, last.1, level - 1),
+                    None => return,
+                },
+                Node::Leaf(items) => {
+                    let last = items.last().map(|(key, _)| key.ino).filter(|ino| *ino < INO_MAX);
+                    if let Some(ino) = last {
+                        self.next_ino.fetch_max(ino + 1, Ordering::Relaxed);
+                    }
+                    return;
+                }
+            }
+        }
     }
 
     /// A crash can leave the newest root on one replica only: write it to the others in sync before anything else, so
@@ -514,6 +555,12 @@ impl Store {
         let mut seen = false;
         for replica in (0..self.mirror.replicas()).filter(|r| members.contains(*r)) {
             match self.record_on(replica, root, seq, at, addr) {
+                Place::Record(found) if proven.as_ref().is_some_and(|(_, other)| other[..] != found.1[..]) => {
+                    return Err(StoreError::Refused(format!(
+                        "the replicas hold two log records {seq}, and both prove themselves: one was forged; mount one \
+                         alone with -o degraded,ro to see which"
+                    )));
+                }
                 Place::Record(found) => drop(proven.get_or_insert(*found)),
                 Place::Other => {
                     seen = true;
@@ -631,8 +678,12 @@ impl Store {
                 group.put(key, None);
                 0
             }
-            Entry::Hole { ino, first, end } => group.punch(ino, first, end),
+            Entry::Hole { ino, first, end } => {
+                possible(ino, first, 0)?;
+                group.punch(ino, first, end)
+            }
             Entry::Run { ino, first, addr, sums } => {
+                possible(ino, first, sums.len() as u64)?;
                 self.occupy_new(Span { addr, blocks: sums.len() as u32 })?;
                 let put = |(i, sum): (usize, u32)| {
                     let segment = Segment::Placed { addr: addr + i as u64, sum, logged: true };
@@ -641,13 +692,14 @@ impl Store {
                 sums.into_iter().enumerate().map(put).sum()
             }
             Entry::Reserved { ino, first, addr, blocks } => {
+                possible(ino, first, u64::from(blocks))?;
                 self.occupy_new(Span { addr, blocks })?;
                 let put =
                     |i: u64| group.put_segment(ino, first + i, Segment::Reserved { addr: addr + i, logged: true });
                 (0..u64::from(blocks)).map(put).sum()
             }
             Entry::Page { ino, block, bytes } => {
-                crate::format::require(block < 1 << 51, "log record", "names possible file blocks")?;
+                possible(ino, block, 1)?;
                 let mut page = Buf::zeroed(BLOCK);
                 page[..bytes.len()].copy_from_slice(&bytes);
                 group.put_pages(ino, vec![(block, Slice::whole(page))], u64::MAX)
@@ -682,8 +734,12 @@ impl Store {
     }
 }
 
-/// Inode numbers in a log record stay below this, so that a root can set a range aside.
-const INO_MAX: u64 = u64::MAX / 4;
+/// An inode and blocks of it that a record can name.
+fn possible(ino: u64, first: u64, blocks: u64) -> Result<(), StoreError> {
+    crate::format::require(ino < INO_MAX, "log record", "names possible inodes")?;
+    let inside = first.checked_add(blocks).is_some_and(|end| end <= 1 << 51);
+    Ok(crate::format::require(inside, "log record", "names possible file blocks")?)
+}
 
 /// Extents and maps are made by commits; a record never holds them.
 fn replayable(key: Key) -> Result<(), StoreError> {

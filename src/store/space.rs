@@ -28,7 +28,7 @@ use crate::format::geometry::{SPACE_FANOUT, ZONE_UNITS};
 use crate::format::space::{Bitmap, SpaceEntry, encode_node};
 use crate::format::{Addr, Geometry, Root, Txg, Uuid, VolumeSeed};
 use crate::sync::Mutex;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 mod reading;
 use reading::{find_run, read_bitmap, read_node};
@@ -72,7 +72,7 @@ struct Inner {
     top: SpaceEntry,
     nodes: HashMap<(usize, u64), Vec<SpaceEntry>>,
     pending: HashMap<(usize, u64), SpaceEntry>,
-    zones: HashMap<u64, Zone>,
+    zones: BTreeMap<u64, Zone>,
     cursor: [(u64, u32); 2],
     /// Blocks not allocated and not pending, with or without space below.
     free: u64,
@@ -140,7 +140,7 @@ impl Space {
                 top: root.space,
                 nodes: HashMap::new(),
                 pending: HashMap::new(),
-                zones: HashMap::new(),
+                zones: BTreeMap::new(),
                 cursor: [(0, 2), meta],
                 free: root.space.free,
                 backed: root.backed,
@@ -169,32 +169,37 @@ impl Space {
     pub fn alloc(&self, mirror: &Mirror, class: Class, want: u32) -> Result<Span, StoreError> {
         assert!(want >= 1);
         let mut inner = self.inner.lock();
-        let zones = self.geometry.zones;
         let at = class as usize;
         let (first, _) = inner.cursor[at];
         let other = inner.cursor[1 - at].0;
         let mut best: Option<(u64, u32, u32)> = None;
-        for step in 0..=zones {
-            let zone = (first + step) % zones;
+        let (mut next, mut wrapped, mut searched) = (first, false, 0);
+        loop {
+            let zone = match inner.next_free(self, mirror, next) {
+                Some(zone) if !wrapped || zone <= first => zone,
+                _ if !wrapped => {
+                    (next, wrapped) = (0, true);
+                    continue;
+                }
+                _ => break,
+            };
+            next = zone + 1;
             // The other class' zone is taken only when nothing else is left.
-            let foreign = zone == other && first != other && step < zones;
-            if foreign && zones > 1 && best.is_none() && step + 1 < zones {
+            if zone == other && first != other && best.is_none() {
                 continue;
             }
-            if inner.zone_free(self, mirror, zone).unwrap_or(0) == 0 {
-                continue;
-            }
-            let from = if step == 0 { inner.cursor[at].1 } else { 2 };
+            let from = if zone == first && !wrapped { inner.cursor[at].1 } else { 2 };
             // A bitmap that is lost on every replica costs its zone, not the volume.
             let Ok(loaded) = inner.load(self, mirror, zone) else { continue };
             if let Some((bit, len)) = find_run(&loaded.busy, from, want) {
                 if best.is_none_or(|b| b.2 < len) {
                     best = Some((zone, bit, len));
                 }
-                if len >= want || step >= ZONES_SEARCHED {
+                if len >= want || searched >= ZONES_SEARCHED {
                     break;
                 }
             }
+            searched += 1;
         }
         if best.is_none() {
             best = inner.anywhere(self, mirror, want)?;
@@ -202,7 +207,7 @@ impl Space {
         let Some((zone, bit, len)) = best else { return Err(StoreError::NoSpace) };
         let len = len.min(want);
         inner.zones.get_mut(&zone).expect("just loaded").busy.set(bit, len);
-        inner.free -= u64::from(len);
+        inner.free = inner.free.saturating_sub(u64::from(len));
         inner.cursor[at] = (zone, bit + len);
         Ok(Span { addr: self.geometry.zone_at(zone) + u64::from(bit), blocks: len })
     }
@@ -226,13 +231,19 @@ impl Space {
 
     /// These blocks were handed out, are referenced by no root, and nobody reads them any more.
     pub fn forget(&self, mirror: &Mirror, span: Span) -> Result<(), StoreError> {
+        let mut handed_out = true;
         self.change(mirror, span, |zone, bit| {
-            for b in bit..bit + span.blocks {
-                assert!(!zone.disk.get(b) && zone.busy.get(b), "forget of a block that is allocated");
+            handed_out = (bit..bit + span.blocks).all(|b| !zone.disk.get(b) && zone.busy.get(b));
+            if handed_out {
+                zone.busy.clear(bit, span.blocks);
             }
-            zone.busy.clear(bit, span.blocks);
         })?;
-        self.inner.lock().free += u64::from(span.blocks);
+        if !handed_out {
+            let corrupt = crate::format::Corrupt { what: "volume", rule: "names each block once" };
+            return Err(StoreError::Corrupt { addr: span.addr, corrupt });
+        }
+        let mut inner = self.inner.lock();
+        inner.free = inner.free.saturating_add(u64::from(span.blocks));
         Ok(())
     }
 
@@ -276,7 +287,7 @@ impl Space {
                 return Err(StoreError::Corrupt { addr: span.addr, corrupt });
             }
             loaded.busy.set(b, 1);
-            inner.free -= 1;
+            inner.free = inner.free.saturating_sub(1);
         }
         Ok(())
     }
@@ -293,8 +304,8 @@ impl Space {
         Ok(self.inner.lock().load(self, mirror, zone)?.busy.get(bit))
     }
 
-    /// The checker found what the bitmap of `zone` should be: written by the next commit. Only before anything was
-    /// handed out since the last one.
+    /// The checker found what the bitmap of `zone` should be: written by the next commit. What was handed out and is
+    /// not claimed yet stays so.
     pub fn correct(&self, mirror: &Mirror, zone: u64, bitmap: Bitmap) -> Result<(), StoreError> {
         let mut inner = self.inner.lock();
         if inner.load(self, mirror, zone).is_err() {
@@ -305,9 +316,13 @@ impl Space {
         }
         let old = inner.zones.remove(&zone).expect("just loaded");
         let len = self.geometry.zone_len(zone);
-        inner.free = inner.free.saturating_sub(u64::from(old.disk.free())) + u64::from(bitmap.free());
+        inner.free = inner.free.saturating_sub(u64::from(old.disk.free())).saturating_add(u64::from(bitmap.free()));
         let mut fresh = Inner::fresh(self, zone, bitmap);
         fresh.dirty = true;
+        let idle = Inner::fresh(self, zone, old.disk.clone()).busy;
+        for ((busy, old), idle) in fresh.busy.bits.iter_mut().zip(old.busy.bits.iter()).zip(idle.bits.iter()) {
+            *busy |= old & !idle;
+        }
         let backed = |map: &Bitmap| -> u64 {
             let unit = self.geometry.unit_blocks();
             let blocks = |u: u32| u64::from(unit.min(len.saturating_sub(u * unit)));
@@ -426,7 +441,7 @@ impl Space {
                 let loaded = inner.zones.get_mut(&zone).expect("a zone with blocks on their way out stays loaded");
                 loaded.busy.clear(bit, span.blocks);
                 loaded.loosened = true;
-                inner.free += u64::from(span.blocks);
+                inner.free = inner.free.saturating_add(u64::from(span.blocks));
             }
             inner.evict();
             std::mem::take(&mut inner.to_punch)
@@ -495,16 +510,46 @@ impl Inner {
 
     /// Any free run, from the first zone on: the last resort.
     fn anywhere(&mut self, space: &Space, mirror: &Mirror, want: u32) -> Result<Option<(u64, u32, u32)>, StoreError> {
-        for zone in 0..space.geometry.zones {
-            if self.zone_free(space, mirror, zone).unwrap_or(0) == 0 {
-                continue;
-            }
+        let mut from = 0;
+        while let Some(zone) = self.next_free(space, mirror, from) {
+            from = zone + 1;
             let Ok(loaded) = self.load(space, mirror, zone) else { continue };
             if let Some((bit, len)) = find_run(&loaded.busy, 2, want) {
                 return Ok(Some((zone, bit, len)));
             }
         }
         Ok(None)
+    }
+
+    /// The first zone from `from` on that may have free blocks: loaded, or so says its entry. Takes time for what stands
+    /// on disk, not for how many zones the label says there are.
+    fn next_free(&mut self, space: &Space, mirror: &Mirror, from: u64) -> Option<u64> {
+        let mut at = from;
+        let stands = loop {
+            if at >= space.geometry.zones {
+                break None;
+            }
+            match self.free_from(space, mirror, at) {
+                Ok(zone) => break Some(zone),
+                Err(next) => at = next,
+            }
+        };
+        let loaded = self.zones.range(from..).next().map(|(zone, _)| *zone);
+        [stands, loaded].into_iter().flatten().min()
+    }
+
+    /// `zone` if it may have free blocks; otherwise the next zone to ask. Counts above the zones' own are not relied on.
+    fn free_from(&mut self, space: &Space, mirror: &Mirror, zone: u64) -> Result<u64, u64> {
+        for level in (1..=space.geometry.space_levels()).rev() {
+            let width = SPACE_FANOUT.pow(level as u32);
+            let behind = (zone / width + 1) * width;
+            match self.entry(space, mirror, level, zone / width) {
+                Ok(entry) if entry.is_pristine() => return if space.grows { Err(behind) } else { Ok(zone) },
+                Ok(_) if self.entry(space, mirror, level - 1, zone / (width / SPACE_FANOUT)).is_ok() => {}
+                _ => return Err(behind),
+            }
+        }
+        if self.zone_free(space, mirror, zone).unwrap_or(0) > 0 { Ok(zone) } else { Err(zone + 1) }
     }
 
     /// First stretch of units without space below: (zone, unit, units), sized for `need` blocks.
@@ -515,6 +560,9 @@ impl Inner {
         need: u64,
     ) -> Result<Option<(u64, u32, u32)>, StoreError> {
         let unit_blocks = space.geometry.unit_blocks();
+        if !space.grows {
+            return Ok(None);
+        }
         let step = need.max(space.data_blocks / 64).min(GROW_BLOCKS_MAX).div_ceil(u64::from(unit_blocks)).max(1) as u32;
         while self.grow_zone < space.geometry.zones {
             let zone = self.grow_zone;
@@ -584,7 +632,7 @@ impl Inner {
                 }
             }
         }
-        self.backed -= given;
+        self.backed = self.backed.saturating_sub(given);
         self.grow_zone = lowest;
     }
 
@@ -611,7 +659,7 @@ impl Inner {
         let entry = SpaceEntry {
             birth: txg,
             sum: space.seed.checksum(addr, &bytes),
-            free: entries.iter().map(|e| e.free).sum(),
+            free: entries.iter().fold(0, |sum: u64, e| sum.saturating_add(e.free)),
             slot,
         };
         writes.push((addr, Slice::whole(Buf::from_slice(&bytes))));

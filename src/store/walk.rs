@@ -258,11 +258,9 @@ impl Store {
         let pinned = self.view().committed.clone();
         for head in &pinned.root.dead {
             let mut next = Some(head.ptr);
-            // A run has a block at least, so a chain is no longer than what it names.
-            let mut left = head.blocks.min(self.label.geometry.blocks).saturating_add(2);
+            let mut ring = dead::Ring::default();
             let mut shown = 0;
-            while let Some(ptr) = next.filter(|_| left > 0) {
-                left -= 1;
+            while let Some(ptr) = next.filter(|ptr| ring.step(ptr.addr).is_ok()) {
                 sink.pieces(&[Piece::one(Part::DeadList, 0, &ptr)])?;
                 next = match self.dead_next(&ptr) {
                     Ok(next) => next,

@@ -16,6 +16,7 @@ use crate::disk::file::Mode;
 use crate::format::item::Dirent;
 use crate::format::{Inode, ItemKind, Key, MemberState, ROOT_INO, Root, Uuid};
 use crate::store::check::{self, CheckOptions, Repairs, Report, StoreSource};
+use crate::store::commit::Force;
 use crate::store::history::ShrinkHook;
 use crate::store::recover::{self, LogEnd, OpenStore};
 use crate::store::{Need, Store, StoreError, StoreOptions};
@@ -323,13 +324,14 @@ pub(crate) fn repair(
     let mut last = first;
     for _ in 0..ROUNDS_MAX {
         let changed = correct_items(store, &last.repairs, report)?;
-        store.sync()?;
+        // A count that was put right is in a new root, never written over the newest one.
+        store.commit(if changed { Force::Always } else { Force::IfChanged })?;
         last = look(store, options, true, "proving", progress);
         if last.repairs.is_empty() || !changed && correct_space(store, &last.repairs, report)? == 0 {
             break;
         }
         correct_space(store, &last.repairs, report)?;
-        store.commit(crate::store::commit::Force::Always)?;
+        store.commit(Force::Always)?;
     }
     Ok(last)
 }
@@ -380,7 +382,7 @@ fn correct_items(store: &Store, repairs: &Repairs, report: &mut FsckReport) -> R
     steps.extend(repairs.items_to_drop.iter().map(|key| Step::Delete(*key)));
     for ino in &repairs.ownerless {
         steps.push(Step::Punch(*ino));
-        for (key, _) in store.scan(Key::inode(*ino), Key::inode(ino + 1), usize::MAX)? {
+        for (key, _) in store.scan(Key::inode(*ino), Key::inode(ino.saturating_add(1)), usize::MAX)? {
             if !matches!(key.kind, ItemKind::Extent | ItemKind::FileMap) {
                 steps.push(Step::Delete(key));
             }

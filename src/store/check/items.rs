@@ -7,7 +7,7 @@
 use super::blocks::Tracker;
 use super::finding::{Finding, Owner};
 use crate::format::item::{COOKIE_END, COOKIE_MIN, Dirent, FileMap, XATTR_CHUNK, decode_xattr_head, name_cookie_base};
-use crate::format::{Corrupt, Extent, ExtentBody, FIRST_INO, Inode, ItemKind, Key, ORPHANS, ROOT_INO};
+use crate::format::{Corrupt, Extent, ExtentBody, FIRST_INO, INO_MAX, Inode, ItemKind, Key, ORPHANS, ROOT_INO};
 use std::collections::{BTreeMap, HashMap};
 
 /// The inode item was seen.
@@ -144,7 +144,8 @@ impl<'t, 'a> Items<'t, 'a> {
 
     fn inode(&mut self, key: Key, value: &[u8]) -> Result<(), Corrupt> {
         rule(key.off == 0, "inode item", "stands at offset 0")?;
-        rule(key.ino == ROOT_INO || key.ino >= FIRST_INO, "inode item", "has a number that files may have")?;
+        let possible = key.ino == ROOT_INO || (FIRST_INO..INO_MAX).contains(&key.ino);
+        rule(possible, "inode item", "has a number that files may have")?;
         let inode = Inode::decode(value)?;
         rule(key.ino != ROOT_INO || inode.is_dir(), "inode item", "is a directory at the root")?;
         self.inodes += 1;
@@ -173,7 +174,7 @@ impl<'t, 'a> Items<'t, 'a> {
     fn dirent(&mut self, key: Key, value: &[u8]) -> Result<(), Corrupt> {
         rule((COOKIE_MIN..COOKIE_END).contains(&key.off), "directory entry", "has a possible cookie")?;
         let entry = Dirent::decode(value)?;
-        rule(entry.ino >= FIRST_INO, "directory entry", "names a number that files may have")?;
+        rule((FIRST_INO..INO_MAX).contains(&entry.ino), "directory entry", "names a number that files may have")?;
         let base = key.off & !0xff;
         if base != name_cookie_base(self.hash_key, &entry.name) {
             let directory = Owner::new(key.ino);
