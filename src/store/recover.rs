@@ -217,14 +217,21 @@ pub fn choose(present: &[Present]) -> Result<Choice, StoreError> {
     Ok(judge(present, root.clone(), slot))
 }
 
+/// Whether `replica`, whose newest root that proves itself is `newest`, never had a root that another one has and that
+/// came before `root`: one was on all replicas in sync before the next was written. What is damaged on it may have been
+/// that root.
+fn lacks_roots(present: &[Present], replica: &Present, newest: u64, root: &Root) -> bool {
+    let between = |(_, other): &&(usize, Root)| other.version > newest && other.version < root.version;
+    let roots = present.iter().flat_map(|p| &p.found.roots);
+    let mut wanted = roots.filter(between).map(|(slot, _)| slot).peekable();
+    wanted.peek().is_none() || wanted.any(|slot| !replica.found.damaged.contains(slot))
+}
+
 fn judge(present: &[Present], root: Root, slot: usize) -> Choice {
     let mut members = Vec::new();
     let mut behind = Vec::new();
     let mut slots: [Option<u64>; ROOT_SLOTS] = [None; ROOT_SLOTS];
     let mut missing = 0;
-    // Slots of roots that a replica in sync may have as its newest.
-    let roots = present.iter().flat_map(|p| &p.found.roots);
-    let recent: Vec<usize> = roots.filter(|(_, r)| r.txg + LAG_MAX >= root.txg).map(|(slot, _)| *slot).collect();
     for member in &root.members {
         let at = present.iter().position(|p| p.found.label.replica == member.replica);
         let Some(index) = at else {
@@ -235,9 +242,7 @@ fn judge(present: &[Present], root: Root, slot: usize) -> Choice {
         let replica = &present[index];
         let newest = replica.found.roots.first().map_or(0, |(_, r)| r.version);
         let newest_txg = replica.found.roots.first().map_or(0, |(_, r)| r.txg);
-        // Where its copy of a root that would do is damaged, what it lacks is that block, not the groups before.
-        let lag = LAG_MAX + u64::from(recent.iter().any(|s| replica.found.damaged.contains(s)));
-        let is_old = newest_txg + lag < root.txg;
+        let is_old = newest_txg + LAG_MAX < root.txg && lacks_roots(present, replica, newest, &root);
         let why = match member.state {
             MemberState::Out => Some(format!("it was left behind at root {}", member.since_version)),
             MemberState::Returning => Some("its return was not finished".to_owned()),
