@@ -14,7 +14,7 @@ use super::delta::Segment;
 use super::history::ShrinkHook;
 use super::log::Log;
 use super::space::Span;
-use super::{Opening, Store, StoreError, StoreOptions, add_signed, tree};
+use super::{Opening, Store, StoreError, StoreOptions, add_signed};
 use crate::disk::backing::{Backing, Done, Op};
 use crate::disk::buffer::{Buf, Slice};
 use crate::disk::{Mirror, ReplicaName};
@@ -130,6 +130,8 @@ pub struct Choice {
     pub behind: Vec<(String, String)>,
     /// Members in sync that are not there.
     pub missing: usize,
+    /// A slot that no replica in sync proves holds something on one of them: perhaps a root newer than this one.
+    pub may_be_newer: bool,
 }
 
 /// Choose the newest root among `present`.
@@ -220,7 +222,9 @@ fn judge(present: &[Present], root: Root, slot: usize) -> Choice {
             behind.push((replica.path.clone(), "it was replaced by another replica".to_owned()));
         }
     }
-    Choice { root, slot, members, slots, behind, missing }
+    let damaged = present.iter().flat_map(|p| &p.found.damaged);
+    let may_be_newer = damaged.into_iter().any(|slot| slots[*slot].is_none());
+    Choice { root, slot, members, slots, behind, missing, may_be_newer }
 }
 
 fn list(present: &[Present]) -> String {
@@ -282,6 +286,13 @@ fn finish(
     let mut roots = RootState::new(choice.root.clone(), choice.slot, choice.slots);
     roots.on_shrink = options.on_shrink;
     roots.fork_next = choice.missing > 0;
+    if choice.may_be_newer {
+        ::log::warn!(
+            "a root slot is damaged on every replica: if it held a root newer than {}, bytes that nobody had synced are lost",
+            choice.root.version
+        );
+        roots.skip_versions();
+    }
     let store = Store::assemble(Opening { label, world, mirror, options: options.store, roots, log });
     if !options.hold {
         store.resume(LogEnd::Proven, &mut report)?;
@@ -316,11 +327,14 @@ impl Store {
             self.replay(records)?;
         }
         if !self.options.read_only {
+            self.space.check_any_trusted(&self.mirror)?;
             self.root.lock().root.mount_count += 1;
             self.mounts.fetch_add(1, Ordering::Relaxed);
             // Space below that was allocated since the last commit is not known any more; what was replayed needs it.
             let _enough = self.space.ensure_backed(&self.mirror, self.taken(self.reserve_blocks()))?;
             self.commit(Force::Always)?;
+            // Whoever syncs from now on asks of what was done since.
+            let _logged = self.say_left_out();
         }
         Ok(())
     }
@@ -435,10 +449,14 @@ impl Store {
             for start in (0..ring).step_by(STEP as usize) {
                 let blocks = STEP.min(ring - start);
                 let from = self.label.geometry.log_at + u64::from(start);
-                let Ok(buf) = self.mirror.read_raw(replica, from, blocks) else { continue };
+                let whole = self.mirror.read_raw(replica, from, blocks).ok();
                 for i in 0..blocks as usize {
-                    let block = &buf[i * BLOCK..(i + 1) * BLOCK];
-                    let head = log::decode_head(block, self.label.volume, from + i as u64, ring);
+                    let at = from + i as u64;
+                    // One bad sector must not hide what stands beside it.
+                    let alone = if whole.is_none() { self.mirror.read_raw(replica, at, 1).ok() } else { None };
+                    let block = whole.as_ref().map(|buf| &buf[i * BLOCK..(i + 1) * BLOCK]);
+                    let Some(block) = block.or(alone.as_deref()) else { continue };
+                    let head = log::decode_head(block, self.label.volume, at, ring);
                     if head.is_ok_and(|h| h.log_id == root.log_id && h.seq > missing && h.acked >= missing) {
                         return Err(StoreError::Refused(format!(
                             "log record {missing} had been acknowledged and is damaged on every replica: \
@@ -463,7 +481,11 @@ impl Store {
         }
         let mut inodes = 0;
         for (key, value) in group.all_items().into_iter().filter(|(key, _)| key.kind == ItemKind::Inode) {
-            let before = tree::get(self, view.committed.root.tree, key)?.is_some();
+            let before = match self.committed_item(&view.committed, key) {
+                // Its change is left out by the commit.
+                Err(error) if error.is_damage() => continue,
+                found => found?.is_some(),
+            };
             inodes += i64::from(value.is_some()) - i64::from(before);
             self.next_ino.fetch_max(key.ino + 1, Ordering::Relaxed);
         }
@@ -523,7 +545,7 @@ impl Store {
             return Err(corrupt("names blocks inside a zone"));
         }
         for addr in span.addr..span.addr + u64::from(span.blocks) {
-            if self.space.is_allocated(&self.mirror, addr)? {
+            if self.space.is_allocated(&self.mirror, addr).map_err(unknown_space)? {
                 return Err(corrupt("names blocks that are free"));
             }
         }
@@ -533,6 +555,17 @@ impl Store {
         }
         self.mirror.allocate(span.addr, u64::from(span.blocks)).map_err(StoreError::from)
     }
+}
+
+/// The log names blocks of which it is not known any more whether they are free.
+fn unknown_space(error: StoreError) -> StoreError {
+    if !error.is_damage() {
+        return error;
+    }
+    StoreError::Refused(format!(
+        "the log cannot be replayed, what is free where it points is not known any more ({error}): \
+         `stablefs fsck -y` finds it out and loses nothing"
+    ))
 }
 
 /// Inode numbers in a log record stay below this, so that a root can set a range aside.

@@ -15,6 +15,7 @@ use crate::disk::file::Mode;
 use crate::format::item::Dirent;
 use crate::format::{Inode, ItemKind, Key, ROOT_INO, Root, Uuid};
 use crate::store::check::{self, CheckOptions, Repairs, Report, StoreSource};
+use crate::store::commit::Force;
 use crate::store::history::ShrinkHook;
 use crate::store::recover::{self, LogEnd, OpenStore};
 use crate::store::{Need, Store, StoreError, StoreOptions};
@@ -92,12 +93,17 @@ pub fn fsck(paths: &[PathBuf], options: &FsckOptions, progress: FsckProgress<'_>
     if options.repair && report.left.iter().all(|l| l.starts_with(REBUILD)) {
         rebuild(paths, absent.into_iter().chain(behind).collect(), options, &mut report, progress)?;
     }
-    report.exit_code = match (report.findings.is_empty(), report.left.is_empty()) {
+    report.exit_code = exit_code(&report);
+    Ok(report)
+}
+
+/// What fsck(8) would answer.
+pub(crate) fn exit_code(report: &FsckReport) -> u8 {
+    match (report.findings.is_empty(), report.left.is_empty()) {
         (true, _) => 0,
         (false, true) => 1,
         (false, false) => 4,
-    };
-    Ok(report)
+    }
 }
 
 /// Begins the line of a replica that is to be rebuilt.
@@ -175,7 +181,7 @@ pub(crate) fn run(
     report.left = last.findings.iter().filter(|f| !is_healed(f)).map(ToString::to_string).collect();
     report.proven = last.statistics.sum().proven;
     report.left.extend(report.findings[..not_given].iter().cloned());
-    store.commit(crate::store::commit::Force::Clean)?;
+    store.commit(Force::Clean)?;
     Ok((report, behind))
 }
 
@@ -232,6 +238,10 @@ pub(crate) fn repair(
         }
         Err(other) => return Err(other),
     }
+    if lost_dead_list(&first) {
+        // The lists go as soon as their groups are due; what they named shows as leaked then.
+        store.commit(Force::Reclaim)?;
+    }
     if opened.replayed > 0 {
         report.repaired.push(format!("{} log records replayed", opened.replayed));
     }
@@ -244,9 +254,17 @@ pub(crate) fn repair(
             break;
         }
         correct_space(store, &last.repairs, report)?;
-        store.commit(crate::store::commit::Force::Always)?;
+        store.commit(Force::Always)?;
     }
     Ok(last)
+}
+
+fn lost_dead_list(report: &Report) -> bool {
+    let lost = |finding: &check::Finding| {
+        let check::Finding::Block { structure, outcome, .. } = finding else { return false };
+        *structure == check::Structure::DeadList && matches!(outcome, check::Outcome::Lost(_))
+    };
+    report.findings.iter().any(lost)
 }
 
 /// Bitmaps and counts of space; nothing may have been handed out since the last commit.
@@ -328,6 +346,7 @@ fn apply(store: &Store, steps: &[Step]) -> Result<(), StoreError> {
                 Step::Punch(ino) => transaction.punch(*ino, 0, u64::MAX),
             }
         }
+        transaction.prepare()?;
         transaction.commit();
     }
     Ok(())
