@@ -6,6 +6,7 @@
 //! each time mounted, read, changed, scrubbed, checked and mounted again. The tables of the document must be what came
 //! out; `STABLEFS_WRITE_DOCS=1` writes them. `STABLEFS_ROW=leaf` runs rows that hold the text, and prints them.
 
+mod beside;
 mod cell;
 mod scene;
 mod table;

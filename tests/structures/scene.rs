@@ -3,7 +3,7 @@
 use stablefs::disk::sim::{Block, CrashPlan, Image, Random, SimDisk};
 use stablefs::format::log::{Entry, decode_head, entries};
 use stablefs::format::node::Node;
-use stablefs::format::space::decode_node;
+use stablefs::format::space::{SpaceEntry, decode_node};
 use stablefs::format::{BLOCK, BlockPtr, Extent, ExtentBody, Geometry, ItemKind, Key, Label, ORPHANS, ROOT_INO, Root};
 use stablefs::fs::api::StoreApi;
 use stablefs::fs::{Caller, Filesystem, FsOptions};
@@ -390,7 +390,7 @@ fn log_rows(finder: &mut Finder, root: &Root) -> Vec<u64> {
 
 fn space_rows(finder: &mut Finder, root: &Root, in_log: u64) {
     let geometry = finder.geometry.clone();
-    let decode = |finder: &Finder, level: usize, entry: &stablefs::format::space::SpaceEntry| {
+    let decode = |finder: &Finder, level: usize, entry: &SpaceEntry| {
         let addr = geometry.space_node(level, 0, entry.slot);
         let count = geometry.space_entries(level, 0);
         decode_node(&finder.block(addr), root.volume, addr, entry.birth, level as u8, count).unwrap()
@@ -473,6 +473,13 @@ pub fn make() -> Scene {
     let mut rows = finder.rows;
     count_writes(&mut rows);
     Scene { setup: setup(), images, states, rows }
+}
+
+/// Entries of the top space node that `root` names.
+pub fn below_top(bench: &Bench, geometry: &Geometry, root: &Root) -> Vec<SpaceEntry> {
+    let addr = geometry.space_node(2, 0, root.space.slot);
+    let block = bench.disks[0].peek(addr);
+    decode_node(&block, root.volume, addr, root.space.birth, 2, geometry.space_entries(2, 0)).unwrap()
 }
 
 /// The tree of the newest root in `images`.
