@@ -163,7 +163,7 @@ impl Store {
     pub fn next_hole(&self, ino: u64, block: u64) -> Result<u64, StoreError> {
         let view = self.view();
         // One walk along the tree, however long the file: an extent and not a block at a time.
-        let mut cursor = Cursor::new(self, view.committed.root.tree, Key::new(ino, ItemKind::Extent, block));
+        let mut cursor = self.committed_extents(&view.committed, ino, block, u64::MAX);
         let mut extent = block..block;
         let mut at = block;
         'next: loop {
@@ -181,9 +181,6 @@ impl Store {
             }
             while extent.end <= at {
                 let Some((key, value)) = cursor.next()? else { return Ok(at) };
-                if key.ino != ino || key.kind != ItemKind::Extent {
-                    return Ok(at);
-                }
                 extent = self.decode_extent(key, &value)?.first(key)..key.off + 1;
             }
             if at < extent.start {

@@ -54,6 +54,7 @@ impl Transaction<'_> {
         for change in &self.files {
             let (ino, touched) = match change {
                 FileChange::Pages { ino, pages, .. } => (*ino, runs(pages.iter().map(|(block, _)| *block))),
+                FileChange::Resize { ino, edges, .. } => (*ino, runs(edges.iter().map(|(block, _)| *block))),
                 FileChange::Reserve { ino, blocks } => (*ino, runs(blocks.iter().map(|(block, _)| *block))),
                 FileChange::Punch { ino, first, end } => (*ino, vec![(*first, end - 1)]),
             };
