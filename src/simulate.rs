@@ -41,6 +41,7 @@ use crate::store::commit::Force;
 use crate::store::create::{CreateStore, create};
 use crate::store::recover::{OpenStore, Present, Report, examine, open};
 use crate::store::{Store, StoreError, StoreOptions};
+use crate::volume::fsck::{self, FsckOptions, FsckReport, Host};
 use crate::world::Seeded;
 use driver::Driver;
 use generate::Weights;
@@ -251,11 +252,8 @@ impl Bench {
         self.clock.clone()
     }
 
-    /// Open the volume on the disks numbered `which`.
-    ///
-    /// # Errors
-    /// It is refused, or the power fails.
-    pub fn open(&mut self, which: &[usize], degraded: bool) -> Result<(Store, Report), StoreError> {
+    /// Look at the disks numbered `which`, as after the death of the daemon. One without a label is not among them.
+    fn present(&mut self, which: &[usize]) -> Vec<Present> {
         let mut present = Vec::new();
         for index in which {
             self.disks[*index] = self.disks[*index].reopen();
@@ -264,6 +262,29 @@ impl Bench {
                 present.push(Present { path, backing, found });
             }
         }
+        present
+    }
+
+    /// Check all disks while nothing is mounted, and repair. Nothing is rebuilt.
+    ///
+    /// # Errors
+    /// As fsck.
+    pub fn fsck(&mut self, repair: bool) -> Result<FsckReport, StoreError> {
+        let all: Vec<usize> = (0..self.disks.len()).collect();
+        let present = self.present(&all);
+        let host =
+            Host { world: self.clock.clone(), deadline: DEADLINE, check: &|_, _| Ok(()), on_shrink: Box::new(|_| {}) };
+        let options = FsckOptions { repair, quick: false };
+        let (report, _) = fsck::run(present, &[], &options, host, &mut |_, _, _| {})?;
+        Ok(report)
+    }
+
+    /// Open the volume on the disks numbered `which`.
+    ///
+    /// # Errors
+    /// It is refused, or the power fails.
+    pub fn open(&mut self, which: &[usize], degraded: bool) -> Result<(Store, Report), StoreError> {
+        let present = self.present(which);
         let store = self.setup.store.clone();
         let options = OpenStore { degraded, deadline: DEADLINE, store, on_shrink: None, hold: false };
         open(present, options, self.clock.clone())

@@ -25,6 +25,7 @@ pub mod file;
 pub mod history;
 pub mod log;
 pub mod place;
+mod reach;
 pub mod recover;
 pub mod space;
 pub mod tree;
@@ -129,6 +130,7 @@ pub struct Store {
     pages: AtomicU64,
     promised: AtomicU64,
     failed: Mutex<Option<String>>,
+    left_out: Mutex<reach::LeftOut>,
     is_failed: AtomicBool,
     room: (Mutex<u64>, Condvar),
     engine: engine::Signals,
@@ -176,7 +178,7 @@ impl Store {
                 return Ok(value);
             }
         }
-        tree::get(self, view.committed.root.tree, key)
+        self.committed_item(&view.committed, key)
     }
 
     /// Up to `max` items in `from..end`, in rising order.
@@ -184,7 +186,7 @@ impl Store {
         let view = self.view();
         let mut out = Vec::new();
         let mut from = from;
-        let mut cursor = tree::Cursor::new(self, view.committed.root.tree, from);
+        let mut cursor = self.committed_items(&view.committed, from, end);
         let mut below = cursor.next()?;
         while out.len() < max && from < end {
             // One stretch: as far as every group's answer reaches.
@@ -206,15 +208,18 @@ impl Store {
                 match (above, under) {
                     (None, None) => break,
                     (Some(a), u) if u.is_none_or(|u| a <= u) => {
-                        if u == Some(a) {
-                            below = cursor.next()?;
-                        }
                         let (key, value) = changed.next().expect("peeked");
                         out.extend(value.map(|v| (key, v)));
+                        // No further than is asked for: what comes next may be lost.
+                        if u == Some(a) && out.len() < max {
+                            below = cursor.next()?;
+                        }
                     }
                     _ => {
                         out.extend(below.take());
-                        below = cursor.next()?;
+                        if out.len() < max {
+                            below = cursor.next()?;
+                        }
                     }
                 }
             }
@@ -420,7 +425,7 @@ impl Transaction<'_> {
         }
     }
 
-    /// Join the open group: memory only, atomic, infallible.
+    /// Join the open group: memory only, atomic, infallible. [`Transaction::prepare`] has said that it can be applied.
     pub fn commit(mut self) {
         let store = self.store;
         let items = std::mem::take(&mut self.items);
@@ -477,7 +482,9 @@ impl Store {
     pub(crate) fn assemble(opening: Opening) -> Store {
         let Opening { label, world, mirror, options, roots, log } = opening;
         let root = roots.root.clone();
-        let committed = Arc::new(Committed { root: root.clone() });
+        // A root that is not clean has set a range aside beyond what was handed out when its state was closed.
+        let aside = if root.clean { 0 } else { INO_RANGE };
+        let committed = Arc::new(Committed { root: root.clone(), fence_ino: root.next_ino.saturating_sub(aside) });
         let commit_state = commit::CommitState::new(&committed);
         let view = View { current: Arc::new(Group::new(root.txg + 1)), closing: None, committed };
         Store {
@@ -496,6 +503,7 @@ impl Store {
             pages: AtomicU64::new(0),
             promised: AtomicU64::new(0),
             failed: Mutex::new(None),
+            left_out: Mutex::default(),
             is_failed: AtomicBool::new(false),
             room: (Mutex::new(0), Condvar::new()),
             engine: engine::Signals::default(),

@@ -40,6 +40,11 @@ pub trait StoreApi: Send + Sync {
     fn next_hole(&self, ino: u64, block: u64) -> Result<u64, StoreError>;
     /// Blocks that the file occupies.
     fn file_blocks(&self, ino: u64) -> Result<u64, StoreError>;
+    /// Whether all content of `ino` can be given up at once.
+    fn probe_content(&self, ino: u64) -> Result<(), StoreError> {
+        let _ = ino;
+        Ok(())
+    }
     /// Start a transaction; may wait for room.
     fn begin(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError>;
     /// As [`StoreApi::begin`], for a write to blocks of which [`StoreApi::is_backed`] says yes: also on a full volume.
@@ -71,6 +76,10 @@ pub trait TransactionApi {
     fn reserve(&mut self, ino: u64, first: u64, blocks: u64) -> Result<(), StoreError>;
     /// Change the number of inodes.
     fn count_inodes(&mut self, change: i64);
+    /// Whether the change can be applied. May read the disk; nothing has changed if it fails.
+    fn prepare(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
     /// Join the open group.
     fn commit(self: Box<Self>);
 }
@@ -108,6 +117,9 @@ impl StoreApi for Store {
     }
     fn file_blocks(&self, ino: u64) -> Result<u64, StoreError> {
         Store::file_blocks(self, ino)
+    }
+    fn probe_content(&self, ino: u64) -> Result<(), StoreError> {
+        Store::probe_content(self, ino)
     }
     fn begin(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError> {
         Ok(Box::new(Store::begin(self, need)?))
@@ -150,6 +162,9 @@ impl TransactionApi for Transaction<'_> {
     }
     fn count_inodes(&mut self, change: i64) {
         Transaction::count_inodes(self, change);
+    }
+    fn prepare(&self) -> Result<(), StoreError> {
+        Transaction::prepare(self)
     }
     fn commit(self: Box<Self>) {
         Transaction::commit(*self);

@@ -2,11 +2,12 @@
 //!
 //! *Guarantees*: the body runs with the attribute mutexes of all inodes that it changes; what it changed joins the
 //! open group as one transaction, before any of these mutexes is released, so a later transaction never carries
-//! older attributes. If the body fails, memory is as before and the transaction is dropped.
+//! older attributes. If the body fails, memory is as before and the transaction is dropped. So it is
+//! if the change needs a block that is lost: it is found out here, and never by a commit.
 //! *Assumes*: the entries are loaded, the caller holds the semantic locks of the operation (asserted on each item).
 //! *Fails when*: the store has no room or takes no changes, or the body says so.
 //! *Order*: semantic locks, `begin` (may wait for room), attribute mutexes in rising order of inode numbers, body
-//! (memory only), commit (memory only).
+//! (memory only), prepare (reads nodes that are not in memory), commit (memory only).
 //! *Not here*: what is changed.
 
 use super::api::TransactionApi;
@@ -56,19 +57,28 @@ impl Filesystem {
         let before: Vec<(Option<Inode>, Option<XattrFacts>)> =
             states.iter().map(|(_, state)| (state.inode.clone(), state.facts)).collect();
         let mut change = Change { transaction, held, fresh: vec![], rewritten: vec![], states };
-        let outcome = body(&mut change);
-        for (((ino, state), (inode, facts)), entry) in change.states.iter_mut().zip(before).zip(&sorted) {
+        let mut outcome = body(&mut change);
+        let mut written = Vec::with_capacity(sorted.len());
+        for ((ino, state), (inode, _)) in change.states.iter().zip(&before) {
             assert!(state.loaded, "inodes are loaded before they are changed");
+            let changed = state.inode != *inode || (inode.is_some() && change.rewritten.contains(ino));
+            match &state.inode {
+                Some(inode) if changed => change.transaction.put(Key::inode(*ino), inode.encode()),
+                None if changed => change.transaction.delete(Key::inode(*ino)),
+                _ => {}
+            }
+            written.push(changed);
+        }
+        if outcome.is_ok()
+            && let Err(error) = change.transaction.prepare()
+        {
+            outcome = Err(error.into());
+        }
+        for ((((_, state), before), entry), written) in change.states.iter_mut().zip(before).zip(&sorted).zip(written) {
             if outcome.is_err() {
-                (state.inode, state.facts) = (inode, facts);
-            } else if state.inode != inode || (inode.is_some() && change.rewritten.contains(ino)) {
-                match &state.inode {
-                    Some(inode) => change.transaction.put(Key::inode(*ino), inode.encode()),
-                    None => change.transaction.delete(Key::inode(*ino)),
-                }
-                if std::mem::take(&mut state.atime_waits) {
-                    entry.unpin();
-                }
+                (state.inode, state.facts) = before;
+            } else if written && std::mem::take(&mut state.atime_waits) {
+                entry.unpin();
             }
         }
         if outcome.is_ok() {

@@ -160,6 +160,13 @@ impl Filesystem {
             if written.is_err() && std::mem::take(&mut entry.state.lock().atime_waits) {
                 entry.unpin();
             }
+            // A damaged inode costs its own access time, and the others nothing.
+            if let Err(FsError::Store(error)) = &written
+                && error.is_damage()
+            {
+                log::warn!("the access time of inode {} cannot be kept: {error}", entry.ino);
+                written = Ok(());
+            }
         }
         match written {
             Err(FsError::Store(StoreError::ReadOnly)) => Ok(()),

@@ -125,9 +125,20 @@ impl Filesystem {
         if !last || entry.state.lock().opens > 0 {
             return Ok(Ending { xattrs: None, content: false });
         }
+        match self.prepare_end(entry, inode) {
+            // What is left of a damaged file stays an orphan; its name can go.
+            Err(FsError::Store(error)) if error.is_damage() => Ok(Ending { xattrs: None, content: true }),
+            prepared => prepared,
+        }
+    }
+
+    fn prepare_end(&self, entry: &Arc<Entry>, inode: &Inode) -> Result<Ending, FsError> {
         let blocks = if inode.is_file() { self.store.file_blocks(entry.ino)? } else { 0 };
         if blocks > AT_ONCE_BLOCKS_MAX {
             return Ok(Ending { xattrs: None, content: true });
+        }
+        if inode.is_file() {
+            self.store.probe_content(entry.ino)?;
         }
         let xattrs = if self.facts(entry)?.any { self.xattr_keys(entry.ino, 256)? } else { vec![] };
         // A file with very many attributes goes piece by piece.

@@ -3,7 +3,7 @@
 //! *Guarantees*: when [`Store::commit`] returned, everything that had joined before is in a root that is durable on
 //! every replica in sync. A power cut at any point leaves the old root or the new one, each whole.
 //! *Assumes*: nothing that joined waits for a disk. *Fails when*: no replica takes writes, or the reserve was too
-//! small: latched, the old root stands. *Order*: one commit at a time (commit lock).
+//! small: latched, the old root stands. What hangs on a lost block is left out, and said (`reach`). *Order*: one commit at a time (commit lock).
 //! *Not here*: the threads that call it.
 //!
 //! | step | what | a cut here leaves |
@@ -18,7 +18,6 @@
 //! **Reuse.** What group g freed is reachable from roots of groups below g. It stands in the dead list of g until no
 //! retained root and no pinned view is older than g: `limit = min(n − window, oldest pin)`, lists up to `limit` go.
 
-use super::convert::Changes;
 use super::delta::{Committed, Group, View};
 use super::history::ShrinkHook;
 use super::space::{Class, Span};
@@ -28,10 +27,10 @@ use crate::disk::buffer::{Buf, Slice};
 use crate::format::dead::{self, DEAD_MAX, Ring, Run};
 use crate::format::geometry::ROOT_SLOTS;
 use crate::format::root::{DEAD_LISTS_MAX, DeadHead};
-use crate::format::{Addr, BlockPtr, Root, Txg, Uuid};
+use crate::format::{Addr, BlockPtr, Key, Root, Txg, Uuid};
 use crate::sync::MutexGuard;
 use crate::sync::atomic::Ordering;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 
 /// Blocks of nodes that wait before they are written: 4 MiB.
@@ -103,6 +102,7 @@ impl CommitState {
 struct Writer<'a> {
     store: &'a Store,
     txg: Txg,
+    fence_ino: u64,
     writes: Vec<(Addr, Slice)>,
     freed: Vec<Run>,
     claims: Vec<Span>,
@@ -128,6 +128,12 @@ impl Writer<'_> {
         self.stock = Span { addr: addr + 1, blocks: self.stock.blocks - 1 };
         self.claims.push(Span { addr, blocks: 1 });
         Ok(addr)
+    }
+
+    /// What was written so far is not wanted: its blocks can be handed out again.
+    fn undo(&mut self, kept: usize) -> Result<(), StoreError> {
+        self.return_stock()?;
+        self.claims.drain(kept..).try_for_each(|span| self.store.space.forget(&self.store.mirror, span))
     }
 
     fn return_stock(&mut self) -> Result<(), StoreError> {
@@ -162,6 +168,9 @@ impl NodeWriter for Writer<'_> {
     fn free(&mut self, ptr: &BlockPtr) {
         self.freed.push(Run { addr: ptr.addr, blocks: 1, birth: ptr.birth });
     }
+    fn fence(&self) -> Key {
+        Key::inode(self.fence_ino)
+    }
 }
 
 impl Store {
@@ -170,7 +179,8 @@ impl Store {
         if self.options.read_only {
             return Ok(());
         }
-        self.commit(Force::IfChanged)
+        self.commit(Force::IfChanged)?;
+        self.say_left_out()
     }
 
     /// Group of the oldest state that a reader still holds.
@@ -204,27 +214,18 @@ impl Store {
     }
 
     fn commit_group(&self, state: &mut CommitState, force: Force) -> Result<(), StoreError> {
-        let group = self.close_group();
+        let (group, fence_ino) = self.close_group();
         let txg = group.txg;
         self.signal_room();
         let view = self.view();
-        self.place_rest(&view, &group)?;
-        let changes = self.changes(&view, &group)?;
+        let mut left_out = BTreeMap::new();
+        self.place_rest(&view, &group, &mut left_out)?;
+        let (mut writer, tree) = self.write_tree(&view, &group, &mut left_out)?;
         let before = view.committed.root.clone();
         drop(view);
 
-        let mut writer = Writer {
-            store: self,
-            txg,
-            writes: Vec::new(),
-            freed: changes.freed.clone(),
-            claims: changes.claims.clone(),
-            error: None,
-            stock: Span { addr: 0, blocks: 0 },
-        };
         let mut dead = before.dead.clone();
         self.release_due(state, force, txg, &mut dead, &mut writer.freed)?;
-        let tree = self.write_tree(&mut writer, &before, txg, &changes)?;
         self.write_dead(state, &mut writer, txg, &mut dead)?;
         writer.return_stock()?;
         for span in &writer.claims {
@@ -248,11 +249,13 @@ impl Store {
         root.dead = dead;
         let inodes = self.root.lock().root.inodes;
         root.inodes = inodes.saturating_add_signed(group.inodes.load(Ordering::Relaxed));
-        self.publish(state, force, root, &group)
+        self.publish(state, force, (root, fence_ino), &group)?;
+        self.note_left_out(left_out);
+        Ok(())
     }
 
-    /// Step 1: swap the delta under the gate.
-    fn close_group(&self) -> Arc<Group> {
+    /// Step 1: swap the delta under the gate. Also returns the first inode number that the group cannot hold.
+    fn close_group(&self) -> (Arc<Group>, u64) {
         let _gate = self.gate.write();
         let mut view = self.view.write();
         assert!(view.closing.is_none(), "one commit at a time");
@@ -262,35 +265,54 @@ impl Store {
             closing: Some(closing.clone()),
             committed: view.committed.clone(),
         });
-        closing
+        (closing, self.next_ino.load(Ordering::Relaxed))
     }
 
     /// Place all pages but those that go into their item.
-    fn place_rest(&self, view: &View, group: &Group) -> Result<(), StoreError> {
-        let mut inos: Vec<u64> = group.files().into_iter().filter(|(_, pages)| *pages > 0).map(|(i, _)| i).collect();
-        inos.sort_unstable();
-        let mut inline = std::collections::HashSet::new();
-        for ino in &inos {
-            if self.inline_size(view, group, *ino)?.is_some() {
-                inline.insert(*ino);
-            }
-        }
+    fn place_rest(
+        &self,
+        view: &View,
+        group: &Group,
+        left_out: &mut BTreeMap<u64, StoreError>,
+    ) -> Result<(), StoreError> {
+        let files = self.files_to_place(view, group, left_out)?;
+        let inos: Vec<u64> = files.keys().copied().collect();
         let held = self.place_lock.lock();
-        self.place_files(&held, group, &inos, &|ino, block| block == 0 && inline.contains(&ino))?;
+        self.place_files(&held, group, &inos, &|ino, block| block == 0 && files[&ino])?;
         Ok(())
     }
 
+    /// Write what the group makes of the tree, without the inodes `left_out`; those that cannot be changed join them.
     fn write_tree(
         &self,
-        writer: &mut Writer<'_>,
-        before: &Root,
-        txg: Txg,
-        changes: &Changes,
-    ) -> Result<tree::Top, StoreError> {
-        if changes.items.is_empty() {
-            return Ok(before.tree);
+        view: &View,
+        group: &Group,
+        left_out: &mut BTreeMap<u64, StoreError>,
+    ) -> Result<(Writer<'_>, tree::Top), StoreError> {
+        let before = view.committed.root.tree;
+        loop {
+            let changes = self.changes(view, group, left_out)?;
+            let mut writer = Writer {
+                store: self,
+                txg: group.txg,
+                fence_ino: view.committed.fence_ino,
+                writes: Vec::new(),
+                freed: changes.freed,
+                claims: changes.claims,
+                error: None,
+                stock: Span { addr: 0, blocks: 0 },
+            };
+            if changes.items.is_empty() {
+                return Ok((writer, before));
+            }
+            let kept = writer.claims.len();
+            match tree::apply(&mut writer, before, group.txg, &changes.items) {
+                Err(error) if error.is_damage() && self.leave_out(view, &changes.items, left_out) > 0 => {
+                    writer.undo(kept)?;
+                }
+                written => return written.map(|top| (writer, top)),
+            }
         }
-        tree::apply(writer, before.tree, txg, &changes.items)
     }
 
     /// Give back what the dead lists that are due name; their own blocks die now.
@@ -344,6 +366,15 @@ impl Store {
     ) -> Result<Vec<Run>, StoreError> {
         let kept = state.runs.remove(&head.last);
         let mut runs = Vec::new();
+        match self.read_dead(head, &mut runs, freed) {
+            // What the rest names stays allocated, until a check finds that nothing uses it.
+            Err(error) if error.is_damage() => log::error!("a list of freed blocks is lost: {error}"),
+            other => other?,
+        }
+        Ok(kept.unwrap_or(runs))
+    }
+
+    fn read_dead(&self, head: &DeadHead, runs: &mut Vec<Run>, freed: &mut Vec<Run>) -> Result<(), StoreError> {
         let mut next = Some(head.ptr);
         let mut ring = Ring::default();
         while let Some(ptr) = next {
@@ -362,7 +393,7 @@ impl Store {
             runs.extend(here);
             next = follows;
         }
-        Ok(kept.unwrap_or(runs))
+        Ok(())
     }
 
     /// What this group freed goes into a dead list of its own.
@@ -429,7 +460,13 @@ impl Store {
     }
 
     /// Steps 4 to 6.
-    fn publish(&self, state: &mut CommitState, force: Force, mut root: Root, group: &Group) -> Result<(), StoreError> {
+    fn publish(
+        &self,
+        state: &mut CommitState,
+        force: Force,
+        (mut root, fence_ino): (Root, u64),
+        group: &Group,
+    ) -> Result<(), StoreError> {
         let txg = root.txg;
         let mut roots: MutexGuard<'_, RootState> = self.root.lock();
         let clean = force == Force::Clean;
@@ -445,7 +482,7 @@ impl Store {
         root.mount_count = roots.root.mount_count;
         self.write_root(&mut roots, root)?;
         roots.fork_next = false;
-        let committed = Arc::new(Committed { root: roots.root.clone() });
+        let committed = Arc::new(Committed { root: roots.root.clone(), fence_ino });
         drop(roots);
 
         self.space.finish(&self.mirror);

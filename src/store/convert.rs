@@ -8,7 +8,6 @@
 
 use super::delta::{Group, Ranges, Segment, View};
 use super::space::Span;
-use super::tree::{self, Cursor};
 use super::{Store, StoreError, Value};
 use crate::format::dead::Run;
 use crate::format::item::{EXTENT_BLOCKS_MAX, FileMap, INLINE_MAX, Inode};
@@ -44,24 +43,40 @@ impl Store {
         let key = Key::inode(ino);
         let value = match group.get(key) {
             Some(value) => value,
-            None => tree::get(self, view.committed.root.tree, key)?,
+            None => self.committed_item(&view.committed, key)?,
         };
         let Some(value) = value else { return Ok(None) };
         let inode = Inode::decode(&value)?;
         Ok(usize::try_from(inode.size).ok().filter(|size| *size <= INLINE_MAX))
     }
 
-    /// All changes of `group` against the committed state of `view`.
-    pub(crate) fn changes(&self, view: &View, group: &Group) -> Result<Changes, StoreError> {
+    /// All changes of `group` against the committed state of `view`, but for inodes in `left_out`. Files whose old state
+    /// is damaged join these.
+    pub(crate) fn changes(
+        &self,
+        view: &View,
+        group: &Group,
+        left_out: &mut BTreeMap<u64, StoreError>,
+    ) -> Result<Changes, StoreError> {
         let mut out = Changes { items: group.all_items(), ..Changes::default() };
         let mut inos: Vec<u64> = group.files().into_iter().map(|(ino, _)| ino).collect();
         inos.sort_unstable();
         for ino in inos {
-            let change = self.file_change(view, group, ino)?;
+            if left_out.contains_key(&ino) {
+                continue;
+            }
+            let change = match self.file_change(view, group, ino) {
+                Err(error) if error.is_damage() => {
+                    left_out.insert(ino, error);
+                    continue;
+                }
+                found => found?,
+            };
             out.items.extend(change.items);
             out.claims.extend(change.claims);
             out.freed.extend(change.freed);
         }
+        out.items.retain(|(key, _)| !left_out.contains_key(&key.ino));
         out.items.sort_by_key(|(key, _)| *key);
         assert!(out.items.windows(2).all(|w| w[0].0 < w[1].0), "an extent was put by hand");
         Ok(out)
@@ -120,11 +135,8 @@ impl Store {
             }
         }
         if from < end {
-            let mut cursor = Cursor::new(self, view.committed.root.tree, Key::new(change.ino, ItemKind::Extent, from));
+            let mut cursor = self.committed_extents(&view.committed, change.ino, from, end - 1);
             while let Some((key, value)) = cursor.next()? {
-                if key.ino != change.ino || key.kind != ItemKind::Extent {
-                    break;
-                }
                 let extent = self.decode_extent(key, &value)?;
                 let first = extent.first(key);
                 if first >= end {
@@ -137,6 +149,9 @@ impl Store {
                 )?;
                 change.items.insert(key, None);
                 olds.push((first, extent));
+                if key.off >= end - 1 {
+                    break;
+                }
             }
         }
         for (first, extent) in olds {
@@ -163,7 +178,7 @@ impl Store {
             return Ok(());
         }
         let key = Key::new(change.ino, ItemKind::FileMap, 0);
-        let before = match tree::get(self, view.committed.root.tree, key)? {
+        let before = match self.committed_item(&view.committed, key)? {
             Some(value) => FileMap::decode(&value)?.blocks,
             None => 0,
         };

@@ -465,6 +465,8 @@ impl Group {
 pub struct Committed {
     /// Its root.
     pub root: Root,
+    /// It holds no item of an inode with this number or a higher one.
+    pub fence_ino: u64,
 }
 
 /// What readers look at: newest first.

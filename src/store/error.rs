@@ -34,6 +34,13 @@ pub enum StoreError {
     Refused(String),
 }
 
+impl StoreError {
+    /// Whether it says that a block is lost or breaks a rule: that block alone, not the volume.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, StoreError::Lost(_) | StoreError::Corrupt { .. })
+    }
+}
+
 impl From<DiskError> for StoreError {
     fn from(error: DiskError) -> StoreError {
         match error {

@@ -5,7 +5,6 @@
 //! *Order*: takes a view, then shard locks one at a time. *Not here*: sizes.
 
 use super::delta::{FileDelta, Says, Segment, View};
-use super::tree::Cursor;
 use super::{Store, StoreError};
 use crate::disk::buffer::{Buf, Slice};
 use crate::format::{Addr, BLOCK, Extent, ExtentBody, ItemKind, Key};
@@ -50,11 +49,8 @@ impl Store {
 
     fn ask_tree(&self, view: &View, ino: u64, first: u64, out: &mut [Option<Source>]) -> Result<(), StoreError> {
         let end = first + out.len() as u64;
-        let mut cursor = Cursor::new(self, view.committed.root.tree, Key::new(ino, ItemKind::Extent, first));
+        let mut cursor = self.committed_extents(&view.committed, ino, first, end - 1);
         while let Some((key, value)) = cursor.next()? {
-            if key.ino != ino || key.kind != ItemKind::Extent {
-                break;
-            }
             let extent = self.decode_extent(key, &value)?;
             let from = extent.first(key);
             if from >= end {
@@ -70,6 +66,9 @@ impl Store {
                         ExtentBody::Inline(bytes) => Source::Inline(bytes.as_slice().into()),
                     });
                 }
+            }
+            if key.off >= end - 1 {
+                break;
             }
         }
         Ok(())
@@ -123,7 +122,7 @@ impl Store {
         let block = BLOCK as u64;
         let end = offset + data.len() as u64;
         let (first, last) = (offset / block, (end - 1) / block);
-        self.probe(ino, first, last)?;
+        self.probe_extents(&self.view().committed, ino, first, last)?;
         let mut buf = Buf::zeroed((last - first + 1) as usize * BLOCK);
         if !offset.is_multiple_of(block) || (first == last && !end.is_multiple_of(block)) {
             self.read_file(ino, first * block, &mut buf[..BLOCK])?;
@@ -136,19 +135,6 @@ impl Store {
         buf[at..at + data.len()].copy_from_slice(data);
         let buf = Arc::new(buf);
         Ok((first..=last).map(|b| (b, Slice::new(buf.clone(), (b - first) as usize * BLOCK, BLOCK))).collect())
-    }
-
-    /// Whether the extents of file blocks `first..=last` can be read: if a node is lost on every replica, the write must
-    /// fail now, alone, and not the commit that changes that node.
-    fn probe(&self, ino: u64, first: u64, last: u64) -> Result<(), StoreError> {
-        let view = self.view();
-        let mut cursor = Cursor::new(self, view.committed.root.tree, Key::new(ino, ItemKind::Extent, first));
-        while let Some((key, _)) = cursor.next()? {
-            if key.ino != ino || key.kind != ItemKind::Extent || key.off >= last {
-                break;
-            }
-        }
-        Ok(())
     }
 
     /// Whether something stands for each of file blocks `first..first + count` that a commit gives back once they are
@@ -177,7 +163,7 @@ impl Store {
     pub fn next_hole(&self, ino: u64, block: u64) -> Result<u64, StoreError> {
         let view = self.view();
         // One walk along the tree, however long the file: an extent and not a block at a time.
-        let mut cursor = Cursor::new(self, view.committed.root.tree, Key::new(ino, ItemKind::Extent, block));
+        let mut cursor = self.committed_extents(&view.committed, ino, block, u64::MAX);
         let mut extent = block..block;
         let mut at = block;
         'next: loop {
@@ -195,9 +181,6 @@ impl Store {
             }
             while extent.end <= at {
                 let Some((key, value)) = cursor.next()? else { return Ok(at) };
-                if key.ino != ino || key.kind != ItemKind::Extent {
-                    return Ok(at);
-                }
                 extent = self.decode_extent(key, &value)?.first(key)..key.off + 1;
             }
             if at < extent.start {
@@ -214,11 +197,7 @@ impl Store {
             let next = group.with_file(ino, |f| f.segments.range(from..).next().map(|(b, _)| *b)).flatten();
             best = [best, next].into_iter().flatten().min();
         }
-        let mut cursor = Cursor::new(self, view.committed.root.tree, Key::new(ino, ItemKind::Extent, from));
-        if let Some((key, value)) = cursor.next()?
-            && key.ino == ino
-            && key.kind == ItemKind::Extent
-        {
+        if let Some((key, value)) = self.committed_extents(&view.committed, ino, from, u64::MAX).next()? {
             let start = self.decode_extent(key, &value)?.first(key).max(from);
             best = Some(best.map_or(start, |b| b.min(start)));
         }
@@ -248,7 +227,7 @@ impl Store {
         /// Segments and holes that are compared one by one; beyond that the answer is an upper bound.
         const EXACT_MAX: usize = 1024;
         let view = self.view();
-        let map = super::tree::get(self, view.committed.root.tree, Key::new(ino, ItemKind::FileMap, 0))?;
+        let map = self.committed_item(&view.committed, Key::new(ino, ItemKind::FileMap, 0))?;
         let committed = match map {
             Some(value) => crate::format::item::FileMap::decode(&value)?.blocks,
             None => 0,
@@ -310,7 +289,7 @@ impl Store {
 
     fn count_below(&self, below: &View, ino: u64, start: u64, end: u64) -> Result<u64, StoreError> {
         if start == 0 && end == u64::MAX && below.current.with_file(ino, |_| ()).is_none() {
-            let map = super::tree::get(self, below.committed.root.tree, Key::new(ino, ItemKind::FileMap, 0))?;
+            let map = self.committed_item(&below.committed, Key::new(ino, ItemKind::FileMap, 0))?;
             return map.map_or(Ok(0), |v| Ok(crate::format::item::FileMap::decode(&v)?.blocks));
         }
         let mut count = 0;

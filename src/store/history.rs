@@ -132,7 +132,7 @@ impl Store {
     }
 
     /// Read the newest root back from the medium of each replica: the one lost write that no pointer reveals.
-    /// A replica that does not have it goes out.
+    /// A replica that does not have it gets it once more; one that does not take it then goes out.
     pub fn verify_root(&self) {
         let (slot, root) = {
             let state = self.root.lock();
@@ -143,11 +143,29 @@ impl Store {
         for replica in (0..self.mirror.replicas()).filter(|r| members.contains(*r)) {
             let found = self.mirror.read_raw(replica, Root::addr(slot), 1);
             let same = found.is_ok_and(|block| block[..] == expected[..]);
-            // Where a newer root is, its slot may be this one, and a replica that joined with it never had this root.
-            let state = self.root.lock();
-            if !same && state.root.version == root.version && members.count() > 1 {
-                self.mirror.set_out(replica, "a root that it had acknowledged is not on the medium");
+            if !same {
+                self.give_root(replica, slot, &root, &expected);
             }
+        }
+    }
+
+    fn give_root(&self, replica: usize, slot: usize, root: &Root, expected: &[u8]) {
+        // Where a newer root is, its slot may be this one, and a replica that joined with it never had this root. Held, so
+        // that no newer one comes now.
+        let state = self.root.lock();
+        if state.root.version != root.version {
+            return;
+        }
+        let block = Slice::whole(Buf::from_slice(expected));
+        let written = self.mirror.write_raw(replica, Root::addr(slot), block);
+        let there = written
+            .and_then(|()| self.mirror.flush_raw(replica))
+            .and_then(|()| self.mirror.read_raw(replica, Root::addr(slot), 1));
+        if there.is_ok_and(|block| block[..] == *expected) {
+            log::warn!("replica {replica}: root {} was not on the medium; healed", root.version);
+            self.mirror.count_healed(replica);
+        } else if self.mirror.members().count() > 1 {
+            self.mirror.set_out(replica, "a root that it had acknowledged is not on the medium");
         }
     }
 }
@@ -157,6 +175,12 @@ impl RootState {
     pub fn new(root: Root, newest_slot: usize, slots: [Option<u64>; ROOT_SLOTS]) -> RootState {
         let version_max = slots.iter().flatten().copied().max().unwrap_or(0).max(root.version);
         RootState { root, newest_slot, slots, version_max, generation: 0, fork_next: false, on_shrink: None }
+    }
+
+    /// A root that cannot be read now may have had one of the next versions: it must never be taken for one of those to
+    /// come (invariant 11).
+    pub(crate) fn skip_versions(&mut self) {
+        self.version_max += ROOT_SLOTS as u64;
     }
 
     /// The slot of the oldest version; never the newest durable one.

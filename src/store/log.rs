@@ -187,7 +187,7 @@ impl Store {
         if self.options.read_only {
             return answer(Ok(()));
         }
-        if let Err(error) = self.check_alive() {
+        if let Err(error) = self.check_alive().and_then(|()| self.check_kept(ino)) {
             return answer(Err(error));
         }
         self.log.queue.lock().push((ino, answer));
@@ -236,7 +236,7 @@ impl Store {
                     writes.push(self.record(cut, seq, at, acked, id));
                     last = Some(seq);
                 }
-                None => return self.commit_instead(),
+                None => return self.commit_instead(inos),
             }
         }
         let names_blocks = cuts.iter().any(|cut| cut.names_blocks);
@@ -269,8 +269,9 @@ impl Store {
     }
 
     /// No room in the ring, or too much for it: a commit covers everything that was cut, and more.
-    fn commit_instead(&self) -> Result<(), StoreError> {
-        self.commit(Force::Always)
+    fn commit_instead(&self, inos: &BTreeSet<u64>) -> Result<(), StoreError> {
+        self.commit(Force::Always)?;
+        inos.iter().try_for_each(|ino| self.check_kept(*ino))
     }
 
     fn record(&self, cut: &Cut, seq: u64, at: u32, acked: u64, id: u64) -> (u64, Slice) {

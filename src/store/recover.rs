@@ -153,6 +153,8 @@ pub struct Choice {
     pub behind: Vec<(String, String)>,
     /// Members in sync that are not there.
     pub missing: usize,
+    /// A slot that no replica in sync proves holds something on one of them: perhaps a root newer than this one.
+    pub may_be_newer: bool,
 }
 
 /// Choose the newest root among `present`.
@@ -265,7 +267,9 @@ fn judge(present: &[Present], root: Root, slot: usize) -> Choice {
             behind.push((replica.path.clone(), "it was replaced by another replica".to_owned()));
         }
     }
-    Choice { root, slot, members, slots, behind, missing }
+    let damaged = present.iter().flat_map(|p| &p.found.damaged);
+    let may_be_newer = damaged.into_iter().any(|slot| slots[*slot].is_none());
+    Choice { root, slot, members, slots, behind, missing, may_be_newer }
 }
 
 fn list(present: &[Present]) -> String {
@@ -349,6 +353,13 @@ fn finish(
     // A replica that was returning may have got, alone, a root that calls it in sync.
     let returning = choice.root.members.iter().any(|member| member.state == MemberState::Returning);
     roots.fork_next = choice.missing > 0 || returning;
+    if choice.may_be_newer {
+        ::log::warn!(
+            "a root slot is damaged on every replica: if it held a root newer than {}, bytes that nobody had synced are lost",
+            choice.root.version
+        );
+        roots.skip_versions();
+    }
     let store = Store::assemble(Opening { label, world, mirror, options: options.store, roots, log });
     if !options.hold {
         store.resume(LogEnd::Proven, &mut report)?;
@@ -424,6 +435,7 @@ impl Store {
             self.replay(records)?;
         }
         if !self.options.read_only {
+            self.space.check_any_trusted(&self.mirror)?;
             self.lift_next_ino();
             let mut state = self.root.lock();
             state.root.mount_count = state.root.mount_count.saturating_add(1);
@@ -432,6 +444,8 @@ impl Store {
             // Space below that was allocated since the last commit is not known any more; what was replayed needs it.
             let _enough = self.space.ensure_backed(&self.mirror, self.taken(self.reserve_blocks()))?;
             self.commit(Force::Always)?;
+            // Whoever syncs from now on asks of what was done since.
+            let _logged = self.say_left_out();
         }
         Ok(())
     }
@@ -662,7 +676,11 @@ impl Store {
         }
         let mut inodes = 0;
         for (key, value) in group.all_items().into_iter().filter(|(key, _)| key.kind == ItemKind::Inode) {
-            let before = tree::get(self, view.committed.root.tree, key)?.is_some();
+            let before = match self.committed_item(&view.committed, key) {
+                // Its change is left out by the commit.
+                Err(error) if error.is_damage() => continue,
+                found => found?.is_some(),
+            };
             inodes += i64::from(value.is_some()) - i64::from(before);
             self.next_ino.fetch_max(key.ino + 1, Ordering::Relaxed);
         }
@@ -727,7 +745,7 @@ impl Store {
             return Err(corrupt("names blocks inside a zone"));
         }
         for addr in span.addr..span.addr + u64::from(span.blocks) {
-            if self.space.is_allocated(&self.mirror, addr)? {
+            if self.space.is_allocated(&self.mirror, addr).map_err(unknown_space)? {
                 return Err(corrupt("names blocks that are free"));
             }
         }
@@ -744,6 +762,17 @@ fn possible(ino: u64, first: u64, blocks: u64) -> Result<(), StoreError> {
     crate::format::require(ino < INO_MAX, "log record", "names possible inodes")?;
     let inside = first.checked_add(blocks).is_some_and(|end| end <= 1 << 51);
     Ok(crate::format::require(inside, "log record", "names possible file blocks")?)
+}
+
+/// The log names blocks of which it is not known any more whether they are free.
+fn unknown_space(error: StoreError) -> StoreError {
+    if !error.is_damage() {
+        return error;
+    }
+    StoreError::Refused(format!(
+        "the log cannot be replayed, what is free where it points is not known any more ({error}): \
+         `stablefs fsck -y` finds it out and loses nothing"
+    ))
 }
 
 /// Extents and maps are made by commits; a record never holds them.

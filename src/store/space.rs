@@ -4,7 +4,7 @@
 //! uses, or that has no space below on every replica. What [`Space::write_out`] puts on disk for group n is exactly
 //! what the root of group n reaches plus its dead lists.
 //! *Assumes*: the mirror proves what it returns; [`Space::release`] is told only runs below `reuse_below`
-//! (invariant 6). *Fails when*: no block is left ([`StoreError::NoSpace`]), a bitmap is lost on all replicas.
+//! (invariant 6). *Fails when*: no block is left ([`StoreError::NoSpace`]). A lost bitmap costs its zone (`trust`).
 //! *Order*: `grow` lock before `inner`; both are leaves of the lock order (I/O to load a zone happens under them).
 //! *Not here*: what is reachable (`commit`), and when a dead list is due (`commit`).
 //!
@@ -31,6 +31,7 @@ use crate::sync::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 mod reading;
+mod trust;
 use reading::{find_run, read_bitmap, read_node};
 
 /// Loaded zones that are kept although nothing in them waits: 8 KiB each.
@@ -73,6 +74,8 @@ struct Inner {
     nodes: HashMap<(usize, u64), Vec<SpaceEntry>>,
     pending: HashMap<(usize, u64), SpaceEntry>,
     zones: BTreeMap<u64, Zone>,
+    /// Nodes (and at level 0 bitmaps) that no replica proves: nothing below is handed out or taken back.
+    distrusted: HashMap<(usize, u64), StoreError>,
     cursor: [(u64, u32); 2],
     /// Blocks not allocated and not pending, with or without space below.
     free: u64,
@@ -141,6 +144,7 @@ impl Space {
                 nodes: HashMap::new(),
                 pending: HashMap::new(),
                 zones: BTreeMap::new(),
+                distrusted: HashMap::new(),
                 cursor: [(0, 2), meta],
                 free: root.space.free,
                 backed: root.backed,
@@ -232,12 +236,16 @@ impl Space {
     /// These blocks were handed out, are referenced by no root, and nobody reads them any more.
     pub fn forget(&self, mirror: &Mirror, span: Span) -> Result<(), StoreError> {
         let mut handed_out = true;
-        self.change(mirror, span, |zone, bit| {
+        let forgotten = self.change(mirror, span, |zone, bit| {
             handed_out = (bit..bit + span.blocks).all(|b| !zone.disk.get(b) && zone.busy.get(b));
             if handed_out {
                 zone.busy.clear(bit, span.blocks);
             }
-        })?;
+        });
+        match forgotten {
+            Err(error) if error.is_damage() => return Ok(()),
+            other => other?,
+        }
         if !handed_out {
             let corrupt = crate::format::Corrupt { what: "volume", rule: "names each block once" };
             return Err(StoreError::Corrupt { addr: span.addr, corrupt });
@@ -247,16 +255,24 @@ impl Space {
         Ok(())
     }
 
-    /// These blocks were freed below `reuse_below`. A run that is already free is hostile or damaged input.
+    /// These blocks were freed below `reuse_below`. A run that is already free is hostile or damaged input. One whose
+    /// bitmap is lost stays allocated until a check has made a new bitmap.
     pub fn release(&self, mirror: &Mirror, span: Span) -> Result<(), StoreError> {
         let mut doubly = false;
-        self.change(mirror, span, |zone, bit| {
+        let changed = self.change(mirror, span, |zone, bit| {
             doubly = (bit..bit + span.blocks).any(|b| !zone.disk.get(b));
             if !doubly {
                 zone.disk.clear(bit, span.blocks);
                 zone.dirty = true;
             }
-        })?;
+        });
+        match changed {
+            Err(error) if self.is_distrusted(span.addr) => {
+                log::warn!("{} blocks at {} stay allocated: {error}", span.blocks, span.addr);
+                return Ok(());
+            }
+            other => other?,
+        }
         if doubly {
             return Err(StoreError::Corrupt {
                 addr: span.addr,
@@ -302,40 +318,6 @@ impl Space {
     pub fn is_busy(&self, mirror: &Mirror, addr: Addr) -> Result<bool, StoreError> {
         let Some((zone, bit)) = self.geometry.locate(addr) else { return Ok(true) };
         Ok(self.inner.lock().load(self, mirror, zone)?.busy.get(bit))
-    }
-
-    /// The checker found what the bitmap of `zone` should be: written by the next commit. What was handed out and is
-    /// not claimed yet stays so.
-    pub fn correct(&self, mirror: &Mirror, zone: u64, bitmap: Bitmap) -> Result<(), StoreError> {
-        let mut inner = self.inner.lock();
-        if inner.load(self, mirror, zone).is_err() {
-            // Lost everywhere: as if nothing of it were free or had space below.
-            let mut full = Bitmap { backed: 0, bits: Box::new([u64::MAX; crate::format::space::BITS / 8]) };
-            full.backed = 0;
-            inner.zones.insert(zone, Inner::fresh(self, zone, full));
-        }
-        let old = inner.zones.remove(&zone).expect("just loaded");
-        let len = self.geometry.zone_len(zone);
-        inner.free = inner.free.saturating_sub(u64::from(old.disk.free())).saturating_add(u64::from(bitmap.free()));
-        let mut fresh = Inner::fresh(self, zone, bitmap);
-        fresh.dirty = true;
-        let idle = Inner::fresh(self, zone, old.disk.clone()).busy;
-        for ((busy, old), idle) in fresh.busy.bits.iter_mut().zip(old.busy.bits.iter()).zip(idle.bits.iter()) {
-            *busy |= old & !idle;
-        }
-        let backed = |map: &Bitmap| -> u64 {
-            let unit = self.geometry.unit_blocks();
-            let blocks = |u: u32| u64::from(unit.min(len.saturating_sub(u * unit)));
-            (0..ZONE_UNITS).filter(|u| map.backed >> u & 1 == 1).map(blocks).sum()
-        };
-        inner.backed = (inner.backed + backed(&fresh.disk)).saturating_sub(backed(&old.disk));
-        inner.zones.insert(zone, fresh);
-        Ok(())
-    }
-
-    /// The checker found how many blocks have space below: written by the next commit.
-    pub fn correct_backed(&self, blocks: u64) {
-        self.inner.lock().backed = blocks;
     }
 
     fn change(&self, mirror: &Mirror, span: Span, f: impl FnOnce(&mut Zone, u32)) -> Result<(), StoreError> {
@@ -473,8 +455,10 @@ impl Inner {
         }
         let parent = (level + 1, index / SPACE_FANOUT);
         if !self.nodes.contains_key(&parent) {
+            self.check_trust(parent)?;
             let entry = self.entry(space, mirror, parent.0, parent.1)?;
-            let node = read_node(space, mirror, parent.0, parent.1, &entry)?;
+            let node = read_node(space, mirror, parent.0, parent.1, &entry);
+            let node = node.map_err(|error| self.distrust(parent, entry.free, error))?;
             self.nodes.insert(parent, node);
         }
         Ok(self.nodes[&parent][(index % SPACE_FANOUT) as usize])
@@ -490,8 +474,10 @@ impl Inner {
 
     fn load(&mut self, space: &Space, mirror: &Mirror, zone: u64) -> Result<&mut Zone, StoreError> {
         if !self.zones.contains_key(&zone) {
+            self.check_trust((0, zone))?;
             let entry = self.entry(space, mirror, 0, zone)?;
-            let disk = read_bitmap(space, mirror, zone, &entry)?;
+            let disk = read_bitmap(space, mirror, zone, &entry);
+            let disk = disk.map_err(|error| self.distrust((0, zone), entry.free, error))?;
             self.zones.insert(zone, Inner::fresh(space, zone, disk));
         }
         Ok(self.zones.get_mut(&zone).expect("just inserted"))
@@ -564,15 +550,25 @@ impl Inner {
             return Ok(None);
         }
         let step = need.max(space.data_blocks / 64).min(GROW_BLOCKS_MAX).div_ceil(u64::from(unit_blocks)).max(1) as u32;
-        while self.grow_zone < space.geometry.zones {
-            let zone = self.grow_zone;
+        // A zone whose bitmap is lost is passed over, but not for ever.
+        let mut passed = false;
+        for zone in self.grow_zone..space.geometry.zones {
             let units = space.geometry.zone_len(zone).div_ceil(unit_blocks);
-            let backed = self.load(space, mirror, zone)?.disk.backed;
+            let backed = match self.load(space, mirror, zone) {
+                Ok(loaded) => loaded.disk.backed,
+                Err(error) if error.is_damage() => {
+                    passed = true;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if let Some(unit) = (0..units).find(|u| backed >> u & 1 == 0) {
                 let end = (unit..units).find(|u| backed >> u & 1 == 1).unwrap_or(units);
                 return Ok(Some((zone, unit, (end - unit).min(step))));
             }
-            self.grow_zone += 1;
+            if !passed {
+                self.grow_zone = zone + 1;
+            }
         }
         Ok(None)
     }

@@ -37,6 +37,10 @@ pub trait NodeWriter: NodeStore {
     fn write(&mut self, addr: Addr, block: Vec<u8>) -> u64;
     /// The block is dead after this group.
     fn free(&mut self, ptr: &BlockPtr);
+    /// The old tree holds no item at or above this key. What comes there needs no old node, readable or not.
+    fn fence(&self) -> Key {
+        Key::MAX
+    }
 }
 
 /// A proven node: the block and its decoded shape.
@@ -53,15 +57,20 @@ pub type Top = Option<(u8, BlockPtr)>;
 
 /// The value of `key`.
 pub fn get(store: &dyn NodeStore, top: Top, key: Key) -> Result<Option<Value>, StoreError> {
+    let Some(leaf) = leaf_of(store, top, key)? else { return Ok(None) };
+    let Node::Leaf(items) = &leaf.node else { unreachable!("the level was checked") };
+    let found = items.binary_search_by_key(&key, |item| item.0).ok();
+    Ok(found.map(|i| Value::from(&leaf.block[items[i].1.clone()])))
+}
+
+/// The leaf that holds `key`, or would; `None`: all items lie above it.
+pub fn leaf_of(store: &dyn NodeStore, top: Top, key: Key) -> Result<Option<Arc<CachedNode>>, StoreError> {
     let Some((mut level, mut ptr)) = top else { return Ok(None) };
     let (mut lower, mut upper) = (Key::MIN, None);
     loop {
         let node = read_within(store, level, &ptr, lower, upper)?;
         match &node.node {
-            Node::Leaf(items) => {
-                let found = items.binary_search_by_key(&key, |item| item.0).ok();
-                return Ok(found.map(|i| Value::from(&node.block[items[i].1.clone()])));
-            }
+            Node::Leaf(_) => return Ok(Some(node)),
             Node::Inner(children) => {
                 let Some(i) = children.partition_point(|child| child.0 <= key).checked_sub(1) else { return Ok(None) };
                 upper = children.get(i + 1).map(|next| next.0).or(upper);
@@ -109,6 +118,10 @@ pub struct Cursor<'a> {
     /// The top, until the first call has read it.
     top: Top,
     from: Key,
+    /// Where it ends, exclusive.
+    end: Option<Key>,
+    /// Behind a node that cannot be read there is nothing.
+    damage_ends: bool,
 }
 
 /// A node of the path and what of it comes next.
@@ -122,7 +135,17 @@ struct Step {
 impl<'a> Cursor<'a> {
     /// Before the first item at or above `from`. Reads nothing yet.
     pub fn new(store: &'a dyn NodeStore, top: Top, from: Key) -> Cursor<'a> {
-        Cursor { store, path: Vec::new(), top, from }
+        Cursor { store, path: Vec::new(), top, from, end: None, damage_ends: false }
+    }
+
+    /// End before `end`: no node is read whose keys all lie at or above it.
+    pub fn until(self, end: Key) -> Cursor<'a> {
+        Cursor { end: Some(end), ..self }
+    }
+
+    /// What cannot be read holds nothing at or above where this begins: end there, without an error.
+    pub fn ending_at_damage(self) -> Cursor<'a> {
+        Cursor { damage_ends: true, ..self }
     }
 
     /// The next item, in rising order.
@@ -139,10 +162,18 @@ impl<'a> Cursor<'a> {
             match &step.node.node {
                 Node::Leaf(items) if i < items.len() => {
                     let (key, range) = &items[i];
+                    if self.end.is_some_and(|end| *key >= end) {
+                        self.path.clear();
+                        return Ok(None);
+                    }
                     return Ok(Some((*key, Value::from(&step.node.block[range.clone()]))));
                 }
                 Node::Inner(children) if i < children.len() => {
                     let (lower, ptr) = children[i];
+                    if self.end.is_some_and(|end| lower >= end) {
+                        self.path.clear();
+                        return Ok(None);
+                    }
                     let upper = children.get(i + 1).map(|next| next.0).or(parent_upper);
                     self.descend(level - 1, &ptr, lower, upper)?;
                 }
@@ -154,7 +185,13 @@ impl<'a> Cursor<'a> {
     }
 
     fn descend(&mut self, level: u8, ptr: &BlockPtr, lower: Key, upper: Option<Key>) -> Result<(), StoreError> {
-        let node = read_within(self.store, level, ptr, lower, upper)?;
+        let node = match read_within(self.store, level, ptr, lower, upper) {
+            Err(error) if self.damage_ends && error.is_damage() => {
+                self.path.clear();
+                return Ok(());
+            }
+            found => found?,
+        };
         let next = match &node.node {
             Node::Leaf(items) => items.partition_point(|item| item.0 < self.from),
             Node::Inner(children) => children.partition_point(|child| child.0 <= self.from).saturating_sub(1),

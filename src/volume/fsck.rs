@@ -264,7 +264,7 @@ pub(crate) fn run(
     report.left.extend(waiting.left);
     report.left.extend(report.findings[..hurt].iter().cloned());
     report.conclude();
-    store.commit(crate::store::commit::Force::Clean)?;
+    store.commit(Force::Clean)?;
     Ok((report, behind))
 }
 
@@ -321,6 +321,10 @@ pub(crate) fn repair(
         }
         Err(other) => return Err(other),
     }
+    if lost_dead_list(&first) {
+        // The lists go as soon as their groups are due; what they named shows as leaked then.
+        store.commit(Force::Reclaim)?;
+    }
     let mut last = first;
     for _ in 0..ROUNDS_MAX {
         let changed = correct_items(store, &last.repairs, report)?;
@@ -334,6 +338,14 @@ pub(crate) fn repair(
         store.commit(Force::Always)?;
     }
     Ok(last)
+}
+
+fn lost_dead_list(report: &Report) -> bool {
+    let lost = |finding: &check::Finding| {
+        let check::Finding::Block { structure, outcome, .. } = finding else { return false };
+        *structure == check::Structure::DeadList && matches!(outcome, check::Outcome::Lost(_))
+    };
+    report.findings.iter().any(lost)
 }
 
 /// Bitmaps and counts of space; nothing may have been handed out since the last commit.
@@ -415,6 +427,7 @@ fn apply(store: &Store, steps: &[Step]) -> Result<(), StoreError> {
                 Step::Punch(ino) => transaction.punch(*ino, 0, u64::MAX),
             }
         }
+        transaction.prepare()?;
         transaction.commit();
     }
     Ok(())

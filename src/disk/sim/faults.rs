@@ -5,7 +5,21 @@
 //! *Not here*: what each fault does (`medium`), power cuts (`sim`).
 
 use crate::format::Addr;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+
+impl Faults {
+    /// Whether this write of block `addr` is the one to be lost.
+    pub(super) fn loses(&mut self, addr: Addr) -> bool {
+        match self.lost_after.get_mut(&addr) {
+            Some(0) => self.lost_after.remove(&addr).is_some(),
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+            None => false,
+        }
+    }
+}
 
 /// How often a fault strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -78,6 +92,8 @@ pub struct Faults {
     pub unwritable: HashSet<Addr>,
     /// Blocks on which writes answer Ok and change nothing (a stuck cell).
     pub stuck: HashSet<Addr>,
+    /// Blocks of which one write is lost (answers Ok and changes nothing), after so many that land.
+    pub lost_after: HashMap<Addr, u32>,
     /// Fail-stop: everything answers ENODEV.
     pub gone: bool,
     /// A write or flush at which it is gone from then on.

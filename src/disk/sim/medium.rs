@@ -249,7 +249,7 @@ impl Medium {
                 let mask = self.random.range(1, 255);
                 block = torn(self.content(target), &block, mask);
             }
-            if !self.faults.stuck.contains(&target) {
+            if !self.faults.stuck.contains(&target) && !self.faults.loses(target) {
                 self.stage(target, block);
             }
         }

@@ -3,7 +3,7 @@
 //! *Guarantees*: rewrites only nodes that a change touches, their ancestors, and at most one sibling beside a node
 //! that would fall below a third; frees every node that it replaces, once. A sibling that cannot be read is left
 //! alone: repacking is a favour, not a duty. *Assumes*: changes rise strictly; values ≤ `VALUE_MAX`.
-//! *Fails when*: a touched node cannot be read; no block is left for a new one. *Order*: nodes are written as they are
+//! *Fails when*: a touched node cannot be read, unless what comes there is new to the tree ([`NodeWriter::fence`]); no block is left for a new one. *Order*: nodes are written as they are
 //! finished, children before parents. *Not here*: reading (the parent module).
 //!
 //! The old tree is streamed in key order through one packer per level. A packer holds back up to two nodes of
@@ -171,7 +171,15 @@ impl Rewrite<'_> {
             };
             node
         } else {
-            read(self)?
+            match read(self) {
+                // Nothing of it can lie among the changes: it stands as it is, and they come behind it.
+                Err(error) if error.is_damage() && changes[0].0 >= self.store.fence() => {
+                    (0..=level).try_for_each(|l| self.close(l))?;
+                    self.push_inner(level + 1, entry)?;
+                    return self.merge(&[], None, changes, rightmost);
+                }
+                found => found?,
+            }
         };
         self.store.free(&entry.1);
         let children = match &node.node {

@@ -1,0 +1,190 @@
+//! Nodes that are lost on every replica, and what they cost: nothing but what lies in them.
+//!
+//! *Guarantees*: [`Transaction::prepare`] refuses a change that needs a node that cannot be read, before it joins: no
+//! commit meets it. What is new to the committed tree (inodes made since) needs no old node, so that new files can be
+//! made beside any loss. Where a commit meets a lost node all the same (it was lost in between, or a log record of
+//! before asks for it), the changes of those inodes are left out, and said: all others become durable, and who syncs
+//! is told. *Assumes*: the caller of `prepare` holds what excludes other changes of the same items until it commits.
+//! *Fails when*: a node on the way is lost or corrupt: that change only. *Order*: as reading: none is held.
+//! *Not here*: repair.
+//!
+//! What a commit reads of the old tree, and so what `prepare` looks for: the leaf of each changed item; of a file
+//! with changed blocks the leaves of its inode and file map, every leaf from the first changed block to the extent
+//! that holds the last one, and the leaf for what is left of an extent whose end is cut off.
+
+use super::delta::{Committed, Group, View};
+use super::tree::{self, Cursor};
+use super::{FileChange, Store, StoreError, Transaction, Value};
+use crate::format::item::EXTENT_BLOCKS_MAX;
+use crate::format::{ItemKind, Key};
+use std::collections::BTreeMap;
+
+/// Inodes whose changes could not be made durable.
+#[derive(Default)]
+pub(crate) struct LeftOut {
+    /// With the reason; each fsync of them fails until the next mount.
+    inos: BTreeMap<u64, StoreError>,
+    /// No sync has told anybody yet.
+    unsaid: Option<StoreError>,
+}
+
+/// Runs of consecutive numbers in `blocks`, which rise: (first, last).
+fn runs(blocks: impl Iterator<Item = u64>) -> Vec<(u64, u64)> {
+    let mut out: Vec<(u64, u64)> = Vec::new();
+    for block in blocks {
+        match out.last_mut() {
+            Some((_, last)) if *last + 1 == block => *last = block,
+            _ => out.push((block, block)),
+        }
+    }
+    out
+}
+
+impl Transaction<'_> {
+    /// Whether the commit will find what it must rewrite. May read the disk; nothing has changed if it fails.
+    ///
+    /// # Errors
+    /// [`StoreError::Lost`] or [`StoreError::Corrupt`] of a node on the way.
+    pub fn prepare(&self) -> Result<(), StoreError> {
+        let store = self.store;
+        let committed = store.view().committed.clone();
+        for (key, _) in &self.items {
+            store.probe_item(&committed, *key)?;
+        }
+        for change in &self.files {
+            let (ino, touched) = match change {
+                FileChange::Pages { ino, pages, .. } => (*ino, runs(pages.iter().map(|(block, _)| *block))),
+                FileChange::Resize { ino, edges, .. } => (*ino, runs(edges.iter().map(|(block, _)| *block))),
+                FileChange::Reserve { ino, blocks } => (*ino, runs(blocks.iter().map(|(block, _)| *block))),
+                FileChange::Punch { ino, first, end } => (*ino, vec![(*first, end - 1)]),
+            };
+            store.probe_item(&committed, Key::inode(ino))?;
+            store.probe_item(&committed, Key::new(ino, ItemKind::FileMap, 0))?;
+            for (first, last) in touched {
+                store.probe_extents(&committed, ino, first, last)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// The committed item at `key`. A damaged node hides nothing of an inode that is new to the tree.
+    pub(crate) fn committed_item(&self, committed: &Committed, key: Key) -> Result<Option<Value>, StoreError> {
+        match tree::get(self, committed.root.tree, key) {
+            Err(error) if error.is_damage() && key.ino >= committed.fence_ino => Ok(None),
+            found => found,
+        }
+    }
+
+    /// The committed items in `from..end`. As above, for inodes that are new to the tree.
+    pub(crate) fn committed_items<'a>(&'a self, committed: &Committed, from: Key, end: Key) -> Cursor<'a> {
+        let cursor = Cursor::new(self, committed.root.tree, from).until(end);
+        if from.ino < committed.fence_ino { cursor } else { cursor.ending_at_damage() }
+    }
+
+    /// The committed extents of `ino` from the one that holds block `first` (or the next one) to those that can hold
+    /// block `last`.
+    pub(crate) fn committed_extents<'a>(
+        &'a self,
+        committed: &Committed,
+        ino: u64,
+        first: u64,
+        last: u64,
+    ) -> Cursor<'a> {
+        let key = |block| Key::new(ino, ItemKind::Extent, block);
+        // An extent is named by its last block.
+        self.committed_items(committed, key(first), key(last.saturating_add(u64::from(EXTENT_BLOCKS_MAX))))
+    }
+
+    fn probe_item(&self, committed: &Committed, key: Key) -> Result<(), StoreError> {
+        match tree::leaf_of(self, committed.root.tree, key) {
+            Err(error) if error.is_damage() && key.ino >= committed.fence_ino => Ok(()),
+            found => found.map(drop),
+        }
+    }
+
+    /// Whether blocks `first..=last` of `ino` can be written anew or given up.
+    pub(crate) fn probe_extents(
+        &self,
+        committed: &Committed,
+        ino: u64,
+        first: u64,
+        last: u64,
+    ) -> Result<(), StoreError> {
+        let mut cursor = self.committed_extents(committed, ino, first, last);
+        let mut is_first = true;
+        while let Some((key, value)) = cursor.next()? {
+            if std::mem::take(&mut is_first) && self.decode_extent(key, &value)?.first(key) < first {
+                self.probe_item(committed, Key::new(ino, ItemKind::Extent, first - 1))?;
+            }
+            if key.off >= last {
+                return Ok(());
+            }
+        }
+        self.probe_item(committed, Key::new(ino, ItemKind::Extent, last))
+    }
+
+    /// Whether all content of `ino` can be given up at once.
+    pub fn probe_content(&self, ino: u64) -> Result<(), StoreError> {
+        self.probe_extents(&self.view().committed, ino, 0, u64::MAX - 1)
+    }
+
+    /// A commit could not apply `items`: the inodes whose leaves cannot be read join `left_out`. Returns how many.
+    pub(crate) fn leave_out(
+        &self,
+        view: &View,
+        items: &[(Key, Option<Value>)],
+        left_out: &mut BTreeMap<u64, StoreError>,
+    ) -> usize {
+        let before = left_out.len();
+        for (key, _) in items {
+            if !left_out.contains_key(&key.ino)
+                && let Err(error) = self.probe_item(&view.committed, *key)
+                && error.is_damage()
+            {
+                left_out.insert(key.ino, error);
+            }
+        }
+        left_out.len() - before
+    }
+
+    /// Files with pages of `group`, rising, but those whose inode cannot be read: these join `left_out`. With each:
+    /// whether its block 0 goes into its item.
+    pub(crate) fn files_to_place(
+        &self,
+        view: &View,
+        group: &Group,
+        left_out: &mut BTreeMap<u64, StoreError>,
+    ) -> Result<BTreeMap<u64, bool>, StoreError> {
+        let mut found = BTreeMap::new();
+        for (ino, _) in group.files().into_iter().filter(|(_, pages)| *pages > 0) {
+            match self.inline_size(view, group, ino) {
+                Ok(size) => drop(found.insert(ino, size.is_some())),
+                Err(error) if error.is_damage() => drop(left_out.insert(ino, error)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    /// A root is durable without the changes of these inodes.
+    pub(crate) fn note_left_out(&self, left_out: BTreeMap<u64, StoreError>) {
+        let mut noted = self.left_out.lock();
+        for (ino, error) in left_out {
+            ::log::error!("changes of inode {ino} are lost, what they belong to cannot be read: {error}");
+            noted.unsaid = Some(error.clone());
+            noted.inos.insert(ino, error);
+        }
+    }
+
+    /// What a sync has to say of changes that were left out; once.
+    pub(crate) fn say_left_out(&self) -> Result<(), StoreError> {
+        self.left_out.lock().unsaid.take().map_or(Ok(()), Err)
+    }
+
+    /// Whether changes of `ino` were left out since the volume was opened.
+    pub(crate) fn check_kept(&self, ino: u64) -> Result<(), StoreError> {
+        self.left_out.lock().inos.get(&ino).map_or(Ok(()), |error| Err(error.clone()))
+    }
+}

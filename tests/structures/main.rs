@@ -1,0 +1,79 @@
+//! Every structure, every fault: `docs/FAULTS.md` is what this test finds.
+//!
+//! Goal: no fault of one replica costs anything, whatever it strikes; a fault that strikes the same block on both costs
+//! what lies in that block, and the calls that need it say so. Method: a small volume that has every structure of
+//! docs/FORMAT.md is made once; for each structure and each fault it is damaged on one disk, on the other, on both, and
+//! each time mounted, read, changed, scrubbed, checked and mounted again. The tables of the document must be what came
+//! out; `STABLEFS_WRITE_DOCS=1` writes them. `STABLEFS_ROW=leaf` runs rows that hold the text, and prints them.
+
+mod beside;
+mod cell;
+mod scene;
+mod table;
+
+use cell::{Cell, Fault};
+use scene::{Row, Scene};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+
+/// Disks that are damaged.
+const SIDES: [&[usize]; 3] = [&[0], &[1], &[0, 1]];
+
+/// All cells of a row: by fault, then by side.
+type Cells = Vec<[Cell; 3]>;
+
+fn run_row(scene: &Scene, row: &Row) -> Result<Cells, String> {
+    let mut cells = Vec::new();
+    let mut failures = Vec::new();
+    for fault in Fault::ALL {
+        let run = |which: &[usize]| {
+            catch_unwind(AssertUnwindSafe(|| cell::run(scene, row, fault, which)))
+                .unwrap_or_else(|_| Err("panic".into()))
+                .map_err(|text| format!("{}, {} on {which:?}: {text}", row.name, fault.name()))
+        };
+        match SIDES.map(run) {
+            [Ok(one), Ok(other), Ok(both)] => cells.push([one, other, both]),
+            all => failures.extend(all.into_iter().filter_map(Result::err)),
+        }
+    }
+    if failures.is_empty() { Ok(cells) } else { Err(failures.join("\n")) }
+}
+
+#[test]
+fn every_structure_every_fault() {
+    let scene = scene::make();
+    let only = std::env::var("STABLEFS_ROW").ok();
+    let rows: Vec<&Row> =
+        scene.rows.iter().filter(|row| only.as_ref().is_none_or(|only| row.name.contains(only))).collect();
+    let results = Mutex::new(Vec::new());
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                loop {
+                    let index = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let Some(row) = rows.get(index) else { return };
+                    let cells = run_row(&scene, row);
+                    results.lock().unwrap().push((index, cells));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().unwrap();
+    results.sort_by_key(|(index, _)| *index);
+    let (mut done, mut failures) = (Vec::new(), Vec::new());
+    for (index, cells) in results {
+        match cells {
+            Ok(cells) => done.push((rows[index], cells)),
+            Err(text) => failures.push(text),
+        }
+    }
+    if only.is_some() || !failures.is_empty() {
+        println!("{}", table::tables(&done));
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    table::check_single(&done);
+    if only.is_none() {
+        table::compare(&done);
+    }
+}
