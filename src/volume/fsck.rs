@@ -226,7 +226,7 @@ pub(crate) fn run(
     }
     if gone > absent.len() {
         let count = gone - absent.len();
-        report.findings.push(format!("{count} replica(s) of this volume were not given: their blocks are not proven"));
+        report.findings.push(format!("replica not given ({count} of this volume): its blocks are not proven"));
     }
     let hurt = report.findings.len();
     if options.repair && gone > absent.len() {
