@@ -142,7 +142,8 @@ fn every_fault_does_what_it_says() {
     assert_eq!(write(&disk, 2, 1).unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
     disk.faults(|f| (f.read_only, f.full) = (false, true));
     assert_eq!(write(&disk, 50, 1).unwrap_err().kind(), io::ErrorKind::StorageFull);
-    assert_eq!(run(&disk, Op::Allocate { addr: 0, blocks: 1 }).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    assert_eq!(run(&disk, Op::Allocate { addr: 60, blocks: 1 }).unwrap_err().kind(), io::ErrorKind::StorageFull);
+    run(&disk, Op::Allocate { addr: 2, blocks: 1 }).unwrap();
     write(&disk, 2, 1).unwrap();
     disk.faults(|f| f.gone = true);
     assert!(read(&disk, 2).is_err() && run(&disk, Op::Check).is_err());
