@@ -185,6 +185,12 @@ pub fn run(store: &Store, progress: &mut dyn FnMut(&Progress) -> bool) -> ScrubR
         pace: Pace::new(store),
     };
     let ended = scrub.everything();
+    if scrub.sum().healed > 0
+        && let Err(error) = store.mirror().flush()
+    {
+        // A replica that fails here goes out.
+        scrub.notes.push(format!("what was healed may not be durable: {error}"));
+    }
     let mut report = scrub.report(ended.is_continue());
     report.summary = report.to_string();
     report
