@@ -134,7 +134,14 @@ impl Driver {
     /// Filesystem and model disagree.
     pub fn step(&mut self, op: &Op) -> Result<(), String> {
         self.log.push(op.clone());
-        let outcome = self.call(op);
+        let mut outcome = self.call(op);
+        let full = outcome.as_ref().is_err_and(|error| errno(error) == libc::ENOSPC);
+        if full && !needs_room(op) && !self.pins.is_empty() && !self.power.is_cut() {
+            // What readers hold does not come back before they let go; then it must, and the reserve does.
+            self.unpin()?;
+            self.store.commit(Force::Reclaim).map_err(|error| format!("a commit for room: {error}"))?;
+            outcome = self.call(op);
+        }
         let mut next = self.now().clone();
         let expected = next.apply(op, *outcome.as_ref().unwrap_or(&0));
         let did = match (outcome, expected) {

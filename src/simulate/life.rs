@@ -259,7 +259,8 @@ impl Life {
         if out.is_some() && self.hangs(&driver.store, slot) {
             self.late(driver, slot)?;
         }
-        if self.random.below(4) > 0 {
+        let relieved = self.random.below(4) > 0;
+        if relieved {
             self.relieve();
         }
         // A reader that holds an old state for longer than a replace takes would need the disk that goes.
@@ -296,6 +297,10 @@ impl Life {
         self.slots[slot] = target;
         self.behind = None;
         self.relieve();
+        if !relieved && !fresh {
+            // It may have been damaged again since the proof.
+            return self.good_ones_are_in(&driver.store);
+        }
         clean(&driver.store).map_err(|text| format!("after a replace: {text}"))?;
         self.trust();
         Ok(())
