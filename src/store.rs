@@ -241,7 +241,7 @@ impl Store {
         let below = self.mirror.health().iter().filter_map(|h| h.bytes_free_below).min();
         let below = below.filter(|_| self.label.grows).map_or(u64::MAX, |bytes| bytes / crate::format::BLOCK as u64);
         let free = self.space.free().min(self.space.free_backed().saturating_add(below)).saturating_sub(taken);
-        SpaceInfo { blocks, free, used: blocks - free.min(blocks), inodes: self.inodes.load(Ordering::Relaxed) }
+        SpaceInfo { blocks, free, used: blocks - free.min(blocks), inodes: counted(&self.inodes) }
     }
 
     /// Blocks kept back so that deletes and repair stay possible: 5 %, 2 MiB to 128 MiB.
@@ -252,10 +252,9 @@ impl Store {
     /// Free blocks that are spoken for: pages without a place, promises, nodes that the open groups will rewrite.
     fn taken(&self, reserve: u64) -> u64 {
         let view = self.view();
-        let nodes: u64 =
-            view.groups().map(|g| g.changes.load(Ordering::Relaxed) + g.bytes.load(Ordering::Relaxed) / 2048).sum();
+        let nodes: u64 = view.groups().map(|g| g.changes.load(Ordering::Relaxed) + counted(&g.bytes) / 2048).sum();
         // A rewritten node is counted once however many changes fall on it; past the reserve a commit is forced.
-        self.pages.load(Ordering::Relaxed) + self.promised.load(Ordering::Relaxed) + reserve + nodes.min(2 * reserve)
+        counted(&self.pages) + self.promised.load(Ordering::Relaxed) + reserve + nodes.min(2 * reserve)
     }
 
     /// The reason why no change is taken, if there is one.
@@ -465,6 +464,12 @@ pub(crate) fn add_signed(counter: &AtomicU64, change: i64) {
     } else {
         counter.fetch_sub(change.unsigned_abs(), Ordering::Relaxed);
     }
+}
+
+/// A counter from which one thread may take what another one has put into the group and has yet to add: below zero, for a
+/// moment.
+pub(crate) fn counted(counter: &AtomicU64) -> u64 {
+    (counter.load(Ordering::Relaxed) as i64).max(0) as u64
 }
 
 /// Parts of a store that is being opened.

@@ -4,7 +4,7 @@
 //! commit waits for. *Fails when*: no room even after commits, or no change is taken any more; nothing has changed then.
 //! *Order*: none held while waiting. *Not here*: the change itself (`store`).
 
-use super::{Need, Store, StoreError, Transaction, commit};
+use super::{Need, Store, StoreError, Transaction, commit, counted};
 use crate::sync::atomic::Ordering;
 
 impl Store {
@@ -43,7 +43,7 @@ impl Store {
 
     /// Nodes that may be rewritten before the group must close, given what is free.
     fn changes_max(&self) -> u64 {
-        (self.space.free_backed().saturating_sub(self.pages.load(Ordering::Relaxed)) / 8).max(16)
+        (self.space.free_backed().saturating_sub(counted(&self.pages)) / 8).max(16)
     }
 
     fn wait_for_memory(&self, need: Need) -> Result<(), StoreError> {
@@ -53,9 +53,9 @@ impl Store {
             let seen = *self.room.0.lock();
             let group = self.view().current.clone();
             // A reservation of many blocks holds no memory: half of the bound stands for it.
-            let pages = self.pages.load(Ordering::Relaxed) + need.data_blocks.min(self.options.pages_max / 2);
+            let pages = counted(&self.pages) + need.data_blocks.min(self.options.pages_max / 2);
             let many_pages = pages > self.options.pages_max;
-            let many_items = group.bytes.load(Ordering::Relaxed) > self.options.items_bytes_max
+            let many_items = counted(&group.bytes) > self.options.items_bytes_max
                 || group.placed.load(Ordering::Relaxed) > 2 * self.options.placed_max;
             // Space is short: what the commit of this group rewrites must fit. One commit is waited for.
             let tight = group.txg == first && group.changes.load(Ordering::Relaxed) > self.changes_max();

@@ -186,9 +186,6 @@ fn start_hang(volume: &Volume, random: &mut Random) -> Vec<thread::JoinHandle<()
             if keeper.state(slot) == ReplicaState::Out {
                 keeper.return_to(slot);
             }
-            if keeper.state(slot) == ReplicaState::InSync && keeper.random.below(8) > 0 {
-                thread::yield_now();
-            }
             thread::yield_now();
         }
     });

@@ -16,6 +16,8 @@
 //! | `pins` | reuse of space beside readers |
 //! | `volume` | a mounted volume |
 
+#![cfg(feature = "shuttle")]
+
 mod crash;
 mod deeds;
 mod explorer;

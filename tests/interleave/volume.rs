@@ -7,6 +7,7 @@ use stablefs::disk::sim::{CrashPlan, Random};
 use stablefs::fs::api::StoreApi;
 use stablefs::fs::{Caller, Filesystem, FsOptions};
 use stablefs::simulate::driver::Driver;
+use stablefs::simulate::generate::Weights;
 use stablefs::simulate::{Bench, Setup};
 use stablefs::store::engine::Engine;
 use stablefs::store::{Store, StoreOptions};
@@ -38,7 +39,7 @@ pub fn setup(blocks: u64) -> Setup {
         cache_nodes: 512,
         window: 2,
     };
-    Setup { blocks, zone_blocks: 256, replicas: 2, grows: false, greedy: false, store }
+    Setup { blocks, zone_blocks: 256, replicas: 2, grows: false, weights: Weights::usual(false), store }
 }
 
 impl Volume {
