@@ -28,7 +28,9 @@ fn text(verdict: &Verdict) -> (&'static str, Option<char>) {
         Verdict::Error => ("error", None),
         Verdict::Space => ("space only", Some('a')),
         Verdict::Refused(Some("the last record of the log")) => ("refused", Some('b')),
-        Verdict::Refused(Some("the first record of the log" | "the second record of the log")) => ("refused", Some('c')),
+        Verdict::Refused(Some("the first record of the log" | "the second record of the log")) => {
+            ("refused", Some('c'))
+        }
         Verdict::Refused(None) => ("refused", Some('d')),
         Verdict::Back("the second record of the log") => ("back", Some('e')),
         Verdict::Back("all but bytes that nobody had synced") => ("back", Some('f')),
