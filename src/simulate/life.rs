@@ -299,6 +299,7 @@ impl Life {
         self.relieve();
         if !relieved && !fresh {
             // It may have been damaged again since the proof.
+            self.out_since = None;
             return self.good_ones_are_in(&driver.store);
         }
         clean(&driver.store).map_err(|text| format!("after a replace: {text}"))?;
