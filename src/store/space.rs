@@ -552,12 +552,16 @@ impl Inner {
         let step = need.max(space.data_blocks / 64).min(GROW_BLOCKS_MAX).div_ceil(u64::from(unit_blocks)).max(1) as u32;
         // A zone whose bitmap is lost is passed over, but not for ever.
         let mut passed = false;
-        for zone in self.grow_zone..space.geometry.zones {
+        let mut at = self.grow_zone;
+        while at < space.geometry.zones {
+            let zone = at;
+            at += 1;
             let units = space.geometry.zone_len(zone).div_ceil(unit_blocks);
             let backed = match self.load(space, mirror, zone) {
                 Ok(loaded) => loaded.disk.backed,
                 Err(error) if error.is_damage() => {
                     passed = true;
+                    at = self.behind_lost(space, mirror, zone);
                     continue;
                 }
                 Err(error) => return Err(error),

@@ -30,6 +30,18 @@ impl Inner {
         error
     }
 
+    /// `zone` could not be loaded: the next one that is not below the same lost node. A label can speak of any number of
+    /// zones; those below what is lost are passed over at once.
+    pub(super) fn behind_lost(&mut self, space: &Space, mirror: &Mirror, zone: u64) -> u64 {
+        for level in (1..=space.geometry.space_levels()).rev() {
+            let width = SPACE_FANOUT.pow(level as u32);
+            if self.entry(space, mirror, level - 1, zone / (width / SPACE_FANOUT)).is_err() {
+                return (zone / width + 1) * width;
+            }
+        }
+        zone + 1
+    }
+
     /// Nodes above `zone` that are lost become such of a space that nothing was taken from: the checker corrects every
     /// zone below that is in use.
     fn trust_above(&mut self, space: &Space, mirror: &Mirror, zone: u64) -> Result<(), StoreError> {
@@ -67,11 +79,13 @@ impl Space {
     pub fn check_any_trusted(&self, mirror: &Mirror) -> Result<(), StoreError> {
         let mut inner = self.inner.lock();
         let mut lost = None;
-        for zone in 0..self.geometry.zones {
+        let mut zone = 0;
+        while zone < self.geometry.zones {
             match inner.load(self, mirror, zone) {
                 Err(error) if error.is_damage() => lost = lost.or(Some(error)),
                 other => return other.map(drop),
             }
+            zone = inner.behind_lost(self, mirror, zone);
         }
         let lost = lost.expect("a volume has a zone");
         Err(StoreError::Refused(format!(
