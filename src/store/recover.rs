@@ -323,7 +323,7 @@ pub fn open(present: Vec<Present>, options: OpenStore, world: Arc<dyn World>) ->
 }
 
 /// A replica that is mounted without its twin and cannot read a root slot cannot know that no newer root stands there.
-fn refuse_blind(present: &[Present], choice: &Choice) -> Result<(), StoreError> {
+pub(crate) fn refuse_blind(present: &[Present], choice: &Choice) -> Result<(), StoreError> {
     let mut alone = choice.members.iter().filter_map(|(index, in_sync)| index.filter(|_| *in_sync));
     let (Some(index), None) = (alone.next(), alone.next()) else { return Ok(()) };
     let replica = &present[index];
@@ -545,6 +545,18 @@ impl Store {
                 None => None,
             };
             let Some((record, stands)) = found else { break };
+            // It was written when that root was durable: the one at hand is not the last, and the groups between are
+            // missing.
+            if record.head.root_version > root.version {
+                if end == LogEnd::Accepted {
+                    break;
+                }
+                return Err(StoreError::Refused(format!(
+                    "root {} was durable and is on none of these replicas, the newest here is {}: give the replica \
+                     that has it; if it is gone for good, `stablefs fsck -y` goes on without what followed",
+                    record.head.root_version, root.version
+                )));
+            }
             seq += 1;
             let next = stands + record.head.blocks;
             at = if next >= ring { 0 } else { next };
