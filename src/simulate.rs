@@ -15,6 +15,7 @@
 //! | `life` | all of it in one history: the ordinary weights |
 //! | `mutate` | hostile volumes |
 //! | `pinned` | what a reader holds stays whole |
+//! | `trace` | what the rules of recovery saw of a history |
 //! | `copies` | correct copies of each block |
 //! | `small` | small worlds, exhaustively |
 //! | `worlds` | kinds of runs, by name |
@@ -29,6 +30,7 @@ pub mod model;
 pub mod mutate;
 pub mod pinned;
 pub mod small;
+pub mod trace;
 pub mod worlds;
 
 use crate::disk::backing::Backing;

@@ -18,7 +18,7 @@ use crate::fs::Filesystem;
 use crate::store::commit::Force;
 use crate::store::create::{CreateStore, create};
 use crate::store::engine::Engine;
-use crate::store::recover::{self, OpenStore, Present, Report};
+use crate::store::recover::{self, LogEnd, OpenStore, Present, Report};
 use crate::store::{Store, StoreError, StoreOptions};
 use crate::sync::Instant;
 use crate::sync::Mutex;
@@ -26,6 +26,7 @@ use crate::world::{Machine, World};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use witness::Witness;
 
 /// Smallest volume: 16 MiB.
 pub const SIZE_MIN: u64 = 16 << 20;
@@ -263,6 +264,30 @@ pub fn open_paths(paths: &[PathBuf], mode: Mode) -> Result<(Vec<Present>, Vec<(S
     Ok((present, absent))
 }
 
+/// Open the store of `present` and recover, where this host has `seen` a state of it. `open` must hold.
+pub(crate) fn open_store(
+    present: Vec<Present>,
+    open: OpenStore,
+    seen: Option<Witness>,
+    accept_stale: bool,
+    world: Arc<dyn World>,
+) -> Result<(Store, Report), StoreError> {
+    let choice = recover::choose(&present)?;
+    if let Some(seen) = seen.as_ref().filter(|_| !accept_stale) {
+        let here: Vec<_> = present.iter().map(|p| p.found.label.replica).collect();
+        seen.check(&choice.root, &here)?;
+    }
+    if open.degraded {
+        recover::refuse_blind(&present, &choice)?;
+    }
+    let (store, mut report) = recover::open(present, open, world)?;
+    if seen.is_some_and(|seen| seen.is_apart(&choice.root)) {
+        store.begin_apart();
+    }
+    store.resume(LogEnd::Proven, &mut report)?;
+    Ok((store, report))
+}
+
 impl Volume {
     /// Open the volume on `paths`, recover, and leave it ready; [`Volume::start`] starts its threads.
     pub fn open(paths: &[PathBuf], options: &OpenOptions) -> Result<Volume, StoreError> {
@@ -285,11 +310,6 @@ impl Volume {
         if present.is_empty() {
             return refused(if why.is_empty() { "no replica was given".into() } else { why });
         }
-        let choice = recover::choose(&present)?;
-        if !options.accept_stale {
-            let here: Vec<_> = present.iter().map(|p| p.found.label.replica).collect();
-            witness::check(&choice.root, &here)?;
-        }
         let label = present[0].found.label.clone();
         let paths = present.iter().map(|p| p.path.clone()).collect::<Vec<_>>();
         let patience = options.deadline.mul_f64(WITNESS_SHARE);
@@ -298,9 +318,10 @@ impl Volume {
             deadline: options.deadline.mul_f64(0.4),
             store: StoreOptions { read_only: options.read_only, ..options.store.clone() },
             on_shrink: Some(Box::new(move |root| witness::write(root, &paths, patience))),
-            hold: false,
+            hold: true,
         };
-        let opened = recover::open(present, store, Arc::new(Machine));
+        let seen = witness::read(label.volume);
+        let opened = open_store(present, store, seen, options.accept_stale, Arc::new(Machine));
         let (store, report) = opened.map_err(|error| match error {
             StoreError::Refused(text) if !why.is_empty() => StoreError::Refused(format!("{why}; {text}")),
             other => other,

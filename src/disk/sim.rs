@@ -13,9 +13,11 @@
 mod faults;
 mod medium;
 pub mod random;
+mod tap;
 
 pub use faults::{Counters, Fault, Faults, Rates};
 pub use random::Random;
+pub use tap::{Asked, Fate, Tap};
 
 use super::backing::{Answer, Backing, BackingFacts, BackingKind, Done, Op, Ticket, request};
 use crate::format::{Addr, BLOCK};
@@ -63,6 +65,7 @@ pub struct World(Arc<WorldState>);
 struct WorldState {
     power: Mutex<Power>,
     disks: Mutex<Vec<Arc<Shared>>>,
+    tap: Mutex<Option<Tap>>,
 }
 
 /// What all handles of one disk share.
@@ -73,6 +76,19 @@ struct Shared {
 }
 
 impl Shared {
+    /// Whether what was to be written is there, and whether what was flushed is durable.
+    fn holds(&self, op: &Op) -> bool {
+        let medium = self.medium.lock();
+        match op {
+            Op::Write { addr, data } => {
+                let blocks = data.iter().flat_map(|slice| slice.chunks_exact(BLOCK));
+                (*addr..).zip(blocks).all(|(at, block)| medium.content(at).is_some_and(|held| held[..] == *block))
+            }
+            Op::Flush => medium.pending.is_empty(),
+            _ => true,
+        }
+    }
+
     /// Answer what hangs, because the power is cut.
     fn fail_hung(&self) {
         let hung = std::mem::take(&mut *self.hung.lock());
@@ -106,7 +122,7 @@ impl World {
     /// A world without disks.
     pub fn new(seed: u64) -> World {
         let power = Power { random: Random::new(seed), io_count: 0, cut_at: None, cut: false, boot: 0 };
-        World(Arc::new(WorldState { power: Mutex::new(power), disks: Mutex::new(Vec::new()) }))
+        World(Arc::new(WorldState { power: Mutex::new(power), disks: Mutex::new(Vec::new()), tap: Mutex::default() }))
     }
 
     /// An empty disk of `blocks` blocks.
@@ -151,6 +167,17 @@ impl World {
     fn handle(&self, shared: Arc<Shared>) -> Arc<SimDisk> {
         let boot = self.0.power.lock().boot;
         Arc::new(SimDisk { world: self.clone(), shared, boot, closed: AtomicBool::new(false), read_only: false })
+    }
+
+    /// From now on `tap` is told of every request to a disk of this world.
+    pub fn listen(&self, tap: Tap) {
+        *self.0.tap.lock() = Some(tap);
+    }
+
+    fn tell(&self, disk: &Shared, op: &Op, fate: Fate) {
+        let Some(tap) = self.0.tap.lock().clone() else { return };
+        let lies = matches!(fate, Fate::Done | Fate::Late) && !disk.holds(op);
+        tap(&Asked { disk: disk.index, op, fate: if lies { Fate::Lied } else { fate } });
     }
 
     /// Writes and flushes that the world has seen.
@@ -338,6 +365,7 @@ impl SimDisk {
                 Step::Go => self.shared.medium.lock().run(&op),
                 Step::CutHere | Step::Dead => Err(power_is_cut()),
             };
+            self.world.tell(&self.shared, &op, if result.is_ok() { Fate::Late } else { Fate::Failed });
             answer.give(result);
         }
         count
@@ -371,6 +399,7 @@ impl Backing for SimDisk {
                 for disk in &disks {
                     disk.fail_hung();
                 }
+                self.world.tell(&self.shared, &op, Fate::Cut);
                 return Ticket::answered(Err(power_is_cut()));
             }
             Step::Dead => return Ticket::answered(Err(power_is_cut())),
@@ -378,10 +407,12 @@ impl Backing for SimDisk {
         if self.hangs(&op) {
             let (ticket, answer) = request();
             answer.freeze();
+            self.world.tell(&self.shared, &op, Fate::Hung);
             self.shared.hung.lock().push((op, answer));
             return ticket;
         }
         let result: io::Result<Done> = self.shared.medium.lock().run(&op);
+        self.world.tell(&self.shared, &op, if result.is_ok() { Fate::Done } else { Fate::Failed });
         Ticket::answered(result)
     }
 

@@ -125,6 +125,11 @@ impl Store {
         }
     }
 
+    /// Go on in a new epoch, though nobody is missing: somebody has seen a state that this history does not know.
+    pub fn begin_apart(&self) {
+        self.root.lock().fork_next = true;
+    }
+
     /// The newest durable root and its slot.
     pub(crate) fn newest_root(&self) -> (usize, Root) {
         let state = self.root.lock();

@@ -327,7 +327,7 @@ pub fn open(present: Vec<Present>, options: OpenStore, world: Arc<dyn World>) ->
 }
 
 /// A replica that is mounted without its twin and cannot read a root slot cannot know that no newer root stands there.
-fn refuse_blind(present: &[Present], choice: &Choice) -> Result<(), StoreError> {
+pub(crate) fn refuse_blind(present: &[Present], choice: &Choice) -> Result<(), StoreError> {
     let mut alone = choice.members.iter().filter_map(|(index, in_sync)| index.filter(|_| *in_sync));
     let (Some(index), None) = (alone.next(), alone.next()) else { return Ok(()) };
     let replica = &present[index];

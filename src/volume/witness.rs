@@ -1,7 +1,9 @@
 //! The witness: what this host knows of a volume beside what its replicas say.
 //!
 //! *Guarantees*: before anything is acknowledged without a replica, this host has written down which state the others
-//! went on to; so the one that was left behind is not taken for the newest when it comes back alone.
+//! went on to; so the one that was left behind is not taken for the newest when it comes back alone. A mount whose
+//! history lacks what is written down begins a new epoch, which is written down in its turn: so a state that was never
+//! reached, or that a person gave up, does not stay the last word.
 //! *Assumes*: the state directory is on a disk of its own accord; it is a help, not a proof.
 //! *Fails when*: the directory cannot be written, or hangs: said in the log, service goes on. *Order*: write, fsync, rename,
 //! fsync of the directory. Beside it stands where each replica was last seen: only there is one that has vanished made
@@ -17,8 +19,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-#[derive(Debug, Serialize, Deserialize)]
-struct Witness {
+/// A state that this host has written down.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Witness {
     volume: String,
     version: u64,
     epoch: String,
@@ -56,18 +59,7 @@ pub fn write(root: &Root, paths: &[String], patience: Duration) {
 }
 
 fn write_to(target: PathBuf, root: &Root, paths: &[String], patience: Duration) -> std::io::Result<()> {
-    let witness = Witness {
-        volume: root.volume.to_string(),
-        version: root.version,
-        epoch: root.epoch().id.to_string(),
-        in_sync: root
-            .members
-            .iter()
-            .filter(|m| m.state == MemberState::InSync)
-            .map(|m| m.replica.to_string())
-            .collect(),
-        paths: paths.to_vec(),
-    };
+    let witness = Witness::of(root, paths);
     let (volume, version) = (root.volume, root.version);
     crate::disk::file::apart(patience, move || {
         let mut written = WRITTEN.lock();
@@ -143,33 +135,61 @@ pub fn stood_at(volume: Uuid, uuid: Uuid, path: &str) -> bool {
     place.is_some_and(|place| filesystem_of(path) == Some(place.filesystem))
 }
 
+/// What is written down of a volume.
+pub fn read(volume: Uuid) -> Option<Witness> {
+    serde_json::from_str(&std::fs::read_to_string(path(volume)?).ok()?).ok()
+}
+
 /// Refuse if this host has seen a newer state than `root`, on a replica that is not among those `present`.
 pub fn check(root: &Root, present: &[Uuid]) -> Result<(), StoreError> {
-    let Some(path) = path(root.volume) else { return Ok(()) };
-    let Ok(text) = std::fs::read_to_string(path) else { return Ok(()) };
-    judge(&text, root, present)
+    read(root.volume).map_or(Ok(()), |witness| witness.check(root, present))
 }
 
 /// As [`check`], of a witness with this text; what is no witness says nothing.
 pub fn judge(text: &str, root: &Root, present: &[Uuid]) -> Result<(), StoreError> {
-    let Ok(witness) = serde_json::from_str::<Witness>(text) else { return Ok(()) };
-    let known = root.chain.iter().any(|epoch| epoch.id.to_string() == witness.epoch);
-    if known || witness.version <= root.chain[0].first_version {
-        return Ok(());
+    serde_json::from_str::<Witness>(text).map_or(Ok(()), |witness| witness.check(root, present))
+}
+
+impl Witness {
+    /// That the volume, whose replicas stand at `paths`, goes on with `root`.
+    pub fn of(root: &Root, paths: &[String]) -> Witness {
+        let in_sync = root.members.iter().filter(|m| m.state == MemberState::InSync);
+        Witness {
+            volume: root.volume.to_string(),
+            version: root.version,
+            epoch: root.epoch().id.to_string(),
+            in_sync: in_sync.map(|m| m.replica.to_string()).collect(),
+            paths: paths.to_vec(),
+        }
     }
-    // It is written down before the root itself: if all that were to go on are here without that root, nothing was
-    // ever acknowledged on it.
-    if witness.in_sync.iter().all(|went_on| present.iter().any(|p| p.to_string() == *went_on)) {
-        return Ok(());
+
+    /// Whether the history of `root` does not know this state: then it must go on in a new epoch.
+    pub fn is_apart(&self, root: &Root) -> bool {
+        root.chain.iter().all(|epoch| epoch.id.to_string() != self.epoch)
     }
-    Err(StoreError::Refused(format!(
-        "this replica was left behind: the volume went on to root {} without it on this host (replicas {}), and it \
-         stands at root {}. Give the replica that went on; or, if that one is gone for good, mount with \
-         `-o degraded,accept_stale`: everything written since then is lost",
-        witness.version,
-        witness.in_sync.join(", "),
-        root.version
-    )))
+
+    /// Refuse if this state is newer than `root`, on a replica that is not among those `present`.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`].
+    pub fn check(&self, root: &Root, present: &[Uuid]) -> Result<(), StoreError> {
+        if !self.is_apart(root) || self.version <= root.chain[0].first_version {
+            return Ok(());
+        }
+        // It is written down before the root itself: if all that were to go on are here without that root, nothing was
+        // ever acknowledged on it.
+        if self.in_sync.iter().all(|went_on| present.iter().any(|p| p.to_string() == *went_on)) {
+            return Ok(());
+        }
+        Err(StoreError::Refused(format!(
+            "this replica was left behind: the volume went on to root {} without it on this host (replicas {}), and \
+             it stands at root {}. Give the replica that went on; or, if that one is gone for good, mount with \
+             `-o degraded,accept_stale`: everything written since then is lost",
+            self.version,
+            self.in_sync.join(", "),
+            root.version
+        )))
+    }
 }
 
 #[cfg(test)]

@@ -70,6 +70,9 @@ fn a_root_that_can_be_read_again_is_never_taken_for_a_later_one() {
     for disk in &bench.disks {
         disk.faults(|faults| _ = faults.unreadable.insert(newest.addr));
     }
+    let Err(refused) = bench.open(&[0, 1], false) else { panic!("what follows the lost root was replayed") };
+    assert!(refused.to_string().contains("was durable and is on none"), "{refused}");
+    assert_eq!(bench.fsck(true).unwrap().exit_code, 1);
     let (store, fs) = mount(&mut bench);
     let (attr, _) = fs.create(ROOT_INO, b"after the loss", 0o644, libc::O_RDWR, &CALLER).unwrap();
     let content = bytes(1, 3 * BLOCK);

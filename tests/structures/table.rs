@@ -33,7 +33,7 @@ fn text(verdict: &Verdict) -> (&'static str, Option<char>) {
         }
         Verdict::Refused(None) => ("refused", Some('d')),
         Verdict::Back("the second record of the log") => ("back", Some('e')),
-        Verdict::Back("all but bytes that nobody had synced") => ("back", Some('f')),
+        Verdict::Refused(Some("what was synced of the newest group")) => ("refused", Some('f')),
         other => panic!("a new kind of cell, which needs a note: {other:?}"),
     }
 }

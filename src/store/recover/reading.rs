@@ -123,6 +123,18 @@ impl Store {
                 None => None,
             };
             let Some((record, stands)) = found else { break };
+            // It was written when that root was durable: the one at hand is not the last, and the groups between are
+            // missing.
+            if record.head.root_version > root.version {
+                if end == LogEnd::Accepted {
+                    break;
+                }
+                return Err(StoreError::Refused(format!(
+                    "root {} was durable and is on none of these replicas, the newest here is {}: give the replica \
+                     that has it; if it is gone for good, `stablefs fsck -y` goes on without what followed",
+                    record.head.root_version, root.version
+                )));
+            }
             seq += 1;
             let next = stands + record.head.blocks;
             at = if next >= ring { 0 } else { next };
