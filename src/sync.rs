@@ -15,10 +15,11 @@ mod explored;
 
 #[cfg(feature = "shuttle")]
 pub use explored::{
-    Condvar, Instant, Mutex, MutexGuard, RandomState, RwLock, asleep, atomic, mpsc, restart, thread, thread_local,
+    Condvar, Instant, Mutex, MutexGuard, RandomState, RwLock, RwLockWriteGuard, asleep, atomic, mpsc, restart, thread,
+    thread_local,
 };
 #[cfg(not(feature = "shuttle"))]
-pub use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+pub use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
 #[cfg(not(feature = "shuttle"))]
 pub use std::{
     hash::RandomState,

@@ -35,7 +35,7 @@ use super::{DiskError, ReplicaName};
 use crate::format::{Geometry, REPLICAS_MAX, VolumeSeed};
 use crate::sync::Instant;
 use crate::sync::atomic::{AtomicUsize, Ordering};
-use crate::sync::{Mutex, RwLock};
+use crate::sync::{Mutex, RwLock, RwLockWriteGuard};
 use slot::{Counted, Row, Table, wall_ns};
 use std::sync::Arc;
 use std::time::Duration;
@@ -351,38 +351,16 @@ impl Mirror {
         self.table.read().rows.get(replica).map_or(ReplicaState::Missing, |row| row.state)
     }
 
-    /// The rule of leaving: anyone but the last in sync.
+    /// Put out whoever is in this slot, unless it is the last in sync.
     fn put_out(&self, replica: usize, cause: &str) -> Leaving {
-        let mut table = self.table.write();
-        let (leaving, told) = self.put_out_of(&mut table, replica, cause);
-        drop(table);
-        told.inspect(|line| log::error!("{line}"));
-        leaving
+        put_out_of(self.table.write(), replica, cause)
     }
 
     /// As [`Mirror::put_out`], unless another backing has taken the slot meanwhile.
     fn put_lane_out(&self, lane: &Lane, cause: &str) -> Leaving {
-        let mut table = self.table.write();
-        if !table.rows.get(lane.slot).is_some_and(|row| row.holds(lane)) {
-            return Leaving::Out;
-        }
-        let (leaving, told) = self.put_out_of(&mut table, lane.slot, cause);
-        drop(table);
-        told.inspect(|line| log::error!("{line}"));
-        leaving
-    }
-
-    /// Also what is to be told about it, once the lock is released: a log can hang like any file.
-    fn put_out_of(&self, table: &mut Table, replica: usize, cause: &str) -> (Leaving, Option<String>) {
-        let last = table.in_sync() == 1 << replica;
-        match table.rows[replica].state {
-            ReplicaState::InSync if last => return (Leaving::Last, None),
-            ReplicaState::InSync | ReplicaState::Returning => {}
-            ReplicaState::Out | ReplicaState::Missing => return (Leaving::Out, None),
-        }
-        table.generation += 1;
-        table.rows[replica].enter(ReplicaState::Out, cause);
-        (Leaving::Out, Some(format!("replica {replica} ({}) is out: {cause}", table.rows[replica].name.path)))
+        let table = self.table.write();
+        let is_there = table.rows.get(lane.slot).is_some_and(|row| row.holds(lane));
+        if is_there { put_out_of(table, lane.slot, cause) } else { Leaving::Out }
     }
 
     /// From now on every write and flush fails (invariant 5). The first cause stays.
@@ -410,6 +388,22 @@ impl Mirror {
     fn grace(&self) -> Duration {
         self.deadline / 10
     }
+}
+
+/// The rule of leaving: anyone but the last in sync. Told once the lock is released: a log can hang like any file.
+fn put_out_of(mut table: RwLockWriteGuard<'_, Table>, replica: usize, cause: &str) -> Leaving {
+    let last = table.in_sync() == 1 << replica;
+    match table.rows[replica].state {
+        ReplicaState::InSync if last => return Leaving::Last,
+        ReplicaState::InSync | ReplicaState::Returning => {}
+        ReplicaState::Out | ReplicaState::Missing => return Leaving::Out,
+    }
+    table.generation += 1;
+    table.rows[replica].enter(ReplicaState::Out, cause);
+    let path = table.rows[replica].name.path.clone();
+    drop(table);
+    log::error!("replica {replica} ({path}) is out: {cause}");
+    Leaving::Out
 }
 
 /// Whether waiting for this backing to close makes sense.

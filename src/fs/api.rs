@@ -12,6 +12,7 @@ use crate::disk::buffer::Slice;
 use crate::format::Key;
 use crate::format::item::Time;
 use crate::store::{Need, SpaceInfo, Store, StoreError, Transaction, Value};
+use std::ops::Range;
 
 /// Called once with the outcome of an fsync.
 pub type Synced = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
@@ -32,8 +33,6 @@ pub trait StoreApi: Send + Sync {
     fn read_file(&self, ino: u64, offset: u64, out: &mut [u8]) -> Result<(), StoreError>;
     /// Full pages that hold `data` at `offset`, edges merged with what is there.
     fn prepare_pages(&self, ino: u64, offset: u64, data: &[u8]) -> Result<Vec<(u64, Slice)>, StoreError>;
-    /// Whether each of `count` file blocks from `first` has an address of its own, written or set aside.
-    fn is_backed(&self, ino: u64, first: u64, count: usize) -> Result<bool, StoreError>;
     /// First file block at or after `block` that is not a hole.
     fn next_data(&self, ino: u64, block: u64) -> Result<Option<u64>, StoreError>;
     /// First file block at or after `block` that is a hole.
@@ -47,8 +46,10 @@ pub trait StoreApi: Send + Sync {
     }
     /// Start a transaction; may wait for room.
     fn begin(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError>;
-    /// As [`StoreApi::begin`], for a write to blocks of which [`StoreApi::is_backed`] says yes: also on a full volume.
-    fn begin_overwrite(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError>;
+    /// As [`StoreApi::begin`], for data of `blocks` of file `ino`: also on a full volume, if each of them has an address
+    /// of its own, written or set aside.
+    fn begin_write(&self, need: Need, ino: u64, blocks: Range<u64>)
+    -> Result<Box<dyn TransactionApi + '_>, StoreError>;
     /// Make all metadata and the data of `ino` durable; `done` is called when that is so.
     fn fsync(&self, ino: u64, done: Synced);
     /// Make everything durable.
@@ -106,9 +107,6 @@ impl StoreApi for Store {
     fn prepare_pages(&self, ino: u64, offset: u64, data: &[u8]) -> Result<Vec<(u64, Slice)>, StoreError> {
         Store::prepare_pages(self, ino, offset, data)
     }
-    fn is_backed(&self, ino: u64, first: u64, count: usize) -> Result<bool, StoreError> {
-        Store::is_backed(self, ino, first, count)
-    }
     fn next_data(&self, ino: u64, block: u64) -> Result<Option<u64>, StoreError> {
         Store::next_data(self, ino, block)
     }
@@ -124,8 +122,13 @@ impl StoreApi for Store {
     fn begin(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError> {
         Ok(Box::new(Store::begin(self, need)?))
     }
-    fn begin_overwrite(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError> {
-        Ok(Box::new(Store::begin_overwrite(self, need)?))
+    fn begin_write(
+        &self,
+        need: Need,
+        ino: u64,
+        blocks: Range<u64>,
+    ) -> Result<Box<dyn TransactionApi + '_>, StoreError> {
+        Ok(Box::new(Store::begin_write(self, need, ino, blocks)?))
     }
     fn fsync(&self, ino: u64, done: Synced) {
         Store::fsync(self, ino, done);

@@ -186,13 +186,6 @@ impl Filesystem {
         Ok(done)
     }
 
-    /// Whether all of `length` bytes at `offset` go to blocks that are there, written or set aside.
-    fn is_backed(&self, ino: u64, offset: u64, length: usize) -> Result<bool, StoreError> {
-        let first = offset / BLOCK as u64;
-        let count = (offset + length as u64).div_ceil(BLOCK as u64) - first;
-        self.store.is_backed(ino, first, count as usize)
-    }
-
     fn write_piece(
         &self,
         held: &Held<'_>,
@@ -208,11 +201,11 @@ impl Filesystem {
         }
         let mut pages = gap;
         pages.extend(self.store.prepare_pages(ino, offset, data)?);
-        // What fallocate set aside must take its data, also where nothing is free (the gap's page is backed anyway).
-        let is_backed = self.is_backed(ino, offset, data.len())?;
         let need = Need { items: 3 + xattrs.len(), data_blocks: pages.len() as u64, may_use_reserve: false };
         let now = self.store.now();
-        let transaction = if is_backed { self.store.begin_overwrite(need)? } else { self.store.begin(need)? };
+        // What fallocate set aside must take its data, also where nothing is free (the gap's page is backed anyway).
+        let blocks = offset / BLOCK as u64..(offset + data.len() as u64).div_ceil(BLOCK as u64);
+        let transaction = self.store.begin_write(need, ino, blocks)?;
         self.join(held, transaction, &[entry], |change| {
             xattrs.apply(change, ino);
             let state = change.state(ino);

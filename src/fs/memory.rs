@@ -14,6 +14,7 @@ use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use crate::world::{Seeded, World};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 #[derive(Default, Clone)]
@@ -162,10 +163,6 @@ impl StoreApi for MemoryStore {
         let page = |i: u64| (first + i, Slice::new(Arc::clone(&buf), i as usize * BLOCK, BLOCK));
         Ok((0..count).map(page).collect())
     }
-    fn is_backed(&self, ino: u64, first: u64, count: usize) -> Result<bool, StoreError> {
-        let content = self.content.lock();
-        Ok((first..first + count as u64).all(|block| content.blocks.contains_key(&(ino, block))))
-    }
     fn next_data(&self, ino: u64, block: u64) -> Result<Option<u64>, StoreError> {
         let content = self.content.lock();
         Ok(content.blocks.range((ino, block)..=(ino, u64::MAX)).next().map(|((_, block), _)| *block))
@@ -187,8 +184,14 @@ impl StoreApi for MemoryStore {
         }
         Ok(Box::new(MemoryTransaction { store: self, need, steps: vec![] }))
     }
-    fn begin_overwrite(&self, need: Need) -> Result<Box<dyn TransactionApi + '_>, StoreError> {
-        self.begin(Need { may_use_reserve: true, ..need })
+    fn begin_write(
+        &self,
+        need: Need,
+        ino: u64,
+        mut blocks: Range<u64>,
+    ) -> Result<Box<dyn TransactionApi + '_>, StoreError> {
+        let is_backed = blocks.all(|block| self.content.lock().blocks.contains_key(&(ino, block)));
+        self.begin(Need { may_use_reserve: is_backed, ..need })
     }
     fn fsync(&self, _ino: u64, done: Synced) {
         let fails = self.fails_syncs.load(SeqCst);

@@ -6,26 +6,37 @@
 
 use super::{Need, Store, StoreError, Transaction, commit, counted};
 use crate::sync::atomic::Ordering;
+use std::ops::Range;
 
 impl Store {
     /// Begin a change. Waits for memory and space, never while joined; nothing has changed if it fails.
     pub fn begin(&self, need: Need) -> Result<Transaction<'_>, StoreError> {
         let reserve = self.reserve_blocks();
-        self.begin_keeping(need, if need.may_use_reserve { reserve / 4 } else { reserve })
+        self.begin_keeping(need, || Ok(if need.may_use_reserve { reserve / 4 } else { reserve }))
     }
 
-    /// As [`Store::begin`], for data blocks that replace others, which come back with the commit: so a part of the
-    /// reserve may be lent to them. Deletes must not miss it: it is a smaller part than theirs.
-    pub fn begin_overwrite(&self, need: Need) -> Result<Transaction<'_>, StoreError> {
+    /// As [`Store::begin`], for data of `blocks` of file `ino`. On a full volume, if something stands for each of them,
+    /// what they replace comes back with the commit: so a part of the reserve is lent to them. Deletes must not miss
+    /// it: it is a smaller part than theirs.
+    pub fn begin_write(&self, need: Need, ino: u64, blocks: Range<u64>) -> Result<Transaction<'_>, StoreError> {
         /// One piece of file data with its edges, and nodes.
         const PIECE_BLOCKS: u64 = 272;
-        let reserve = self.reserve_blocks();
-        let lent = if reserve / 3 >= PIECE_BLOCKS { (reserve / 4).max(PIECE_BLOCKS) } else { reserve / 4 };
-        self.begin_keeping(need, reserve - lent)
+        self.begin_keeping(need, || {
+            let reserve = self.reserve_blocks();
+            if !self.is_backed(ino, blocks.clone())? {
+                return Ok(reserve);
+            }
+            let lent = if reserve / 3 >= PIECE_BLOCKS { (reserve / 4).max(PIECE_BLOCKS) } else { reserve / 4 };
+            Ok(reserve - lent)
+        })
     }
 
-    /// Begin a change that leaves `kept` blocks of the reserve alone.
-    fn begin_keeping(&self, need: Need, kept: u64) -> Result<Transaction<'_>, StoreError> {
+    /// Begin a change that leaves `kept` blocks of the reserve alone; asked only where what is free is short.
+    fn begin_keeping(
+        &self,
+        need: Need,
+        kept: impl Fn() -> Result<u64, StoreError>,
+    ) -> Result<Transaction<'_>, StoreError> {
         if self.options.read_only {
             return Err(StoreError::ReadOnly);
         }
@@ -80,14 +91,14 @@ impl Store {
         }
     }
 
-    fn wait_for_space(&self, kept: u64) -> Result<(), StoreError> {
+    fn wait_for_space(&self, kept: impl Fn() -> Result<u64, StoreError>) -> Result<(), StoreError> {
         let reserve = self.reserve_blocks();
         for round in 0..5 {
             // The promise of this change is counted in `taken` already.
             if self.space.ensure_backed(&self.mirror, self.taken(reserve))? {
                 return Ok(());
             }
-            let taken = self.taken(kept);
+            let taken = self.taken(kept()?);
             let have = self.space.free_backed();
             if have >= taken {
                 return Ok(());

@@ -8,6 +8,7 @@ use super::delta::{FileDelta, Says, Segment, View};
 use super::{Store, StoreError};
 use crate::disk::buffer::{Buf, Slice};
 use crate::format::{Addr, BLOCK, Extent, ExtentBody, ItemKind, Key};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What stands for a file block.
@@ -137,10 +138,10 @@ impl Store {
         Ok((first..=last).map(|b| (b, Slice::new(buf.clone(), (b - first) as usize * BLOCK, BLOCK))).collect())
     }
 
-    /// Whether something stands for each of file blocks `first..first + count` that a commit gives back once they are
-    /// overwritten: then a write takes room only until the next commit.
-    pub fn is_backed(&self, ino: u64, first: u64, count: usize) -> Result<bool, StoreError> {
-        let sources = self.sources(&self.view(), ino, first, count)?;
+    /// Whether something stands for each of these file blocks that a commit gives back once they are overwritten: then
+    /// a write takes room only until the next commit.
+    pub(super) fn is_backed(&self, ino: u64, blocks: Range<u64>) -> Result<bool, StoreError> {
+        let sources = self.sources(&self.view(), ino, blocks.start, (blocks.end - blocks.start) as usize)?;
         Ok(!sources.iter().any(|source| matches!(source, Source::Hole | Source::Inline(_))))
     }
 

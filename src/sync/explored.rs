@@ -19,7 +19,7 @@ use std::time::Duration;
 
 pub use shuttle::sync::{atomic, mpsc};
 pub use shuttle::thread_local;
-pub use shuttle_parking_lot::{Mutex, MutexGuard, RwLock};
+pub use shuttle_parking_lot::{Mutex, MutexGuard, RwLock, RwLockWriteGuard};
 
 /// Threads of the execution.
 pub mod thread {

@@ -23,7 +23,7 @@ use std::collections::VecDeque;
 const PROOFS_OUTSTANDING: usize = 4;
 
 /// Said of a replica that is not asked, because a further request would only hang as well.
-const HANGS: &str = "is out and has not answered yet";
+pub(super) const HANGS: &str = "is out and has not answered yet";
 
 /// Why a copy is an omission.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -214,7 +214,7 @@ impl Mirror {
     }
 
     /// Whether asking this lane is pointless for now.
-    fn hangs(&self, lane: &Lane) -> bool {
+    pub(super) fn hangs(&self, lane: &Lane) -> bool {
         self.table.read().rows.get(lane.slot).is_some_and(|row| row.holds(lane) && row.hangs())
     }
 

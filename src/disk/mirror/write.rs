@@ -8,6 +8,7 @@
 //! *Not here*: deadlines (`batch`).
 
 use super::batch::{Outcome, Trouble};
+use super::repair::HANGS;
 use super::{Lane, Leaving, Mirror, ReplicaState};
 use crate::disk::DiskError;
 use crate::disk::backing::{Done, Op};
@@ -143,9 +144,8 @@ impl Mirror {
         let Some(lane) = self.lane(replica) else {
             return Err(DiskError::Replica { replica, detail: "is missing".into() });
         };
-        // Out and still hanging: a further request would only hang as well.
-        if self.table.read().rows.get(replica).is_some_and(super::slot::Row::hangs) {
-            return Err(DiskError::Replica { replica, detail: "is out and has not answered yet".into() });
+        if self.hangs(&lane) {
+            return Err(DiskError::Replica { replica, detail: HANGS.into() });
         }
         Ok(lane)
     }
