@@ -166,7 +166,7 @@ pub fn format(paths: &[PathBuf], options: &FormatOptions) -> Result<FormatReport
         other => other,
     })?;
     let here: Vec<_> = labels.iter().zip(&found).map(|(l, one)| (l.replica, one.path.display().to_string())).collect();
-    witness::note_places(labels[0].volume, &[], &here);
+    witness::note_places(labels[0].volume, &[], &here, EXAMINE_WAIT);
     Ok(FormatReport {
         volume: labels[0].volume.to_string(),
         replicas: found.iter().map(|one| one.path.display().to_string()).collect(),
@@ -320,7 +320,7 @@ impl Volume {
             on_shrink: Some(Box::new(move |root| witness::write(root, &paths, patience))),
             hold: true,
         };
-        let seen = witness::read(label.volume);
+        let seen = witness::read(label.volume, EXAMINE_WAIT);
         let opened = open_store(present, store, seen, options.accept_stale, Arc::new(Machine));
         let (store, report) = opened.map_err(|error| match error {
             StoreError::Refused(text) if !why.is_empty() => StoreError::Refused(format!("{why}; {text}")),
@@ -362,7 +362,7 @@ impl Volume {
         let members: Vec<_> = health.iter().map(|h| h.name.uuid).collect();
         let in_sync = health.into_iter().filter(|h| h.state == ReplicaState::InSync);
         let here: Vec<_> = in_sync.map(|h| (h.name.uuid, h.name.path)).collect();
-        witness::note_places(self.label.volume, &members, &here);
+        witness::note_places(self.label.volume, &members, &here, EXAMINE_WAIT);
     }
 
     fn begin_work(&self, what: &'static str) -> Result<Alone<'_>, StoreError> {

@@ -23,10 +23,12 @@ pub(super) fn mount(args: &MountArgs) -> Result<(), String> {
     }
     if job.options.foreground {
         journal::start();
-        return daemon::serve(&job, &mut |_| {
+        let outcome = daemon::serve(&job, &mut |_| {
             let log = job.options.log.as_deref();
             journal::divert(log).map_err(|error| format!("the log cannot be opened: {error}"))
         });
+        journal::settle(launch::LOG_WAIT);
+        return outcome;
     }
     let mut words: Vec<OsString> = Vec::new();
     for list in &args.options {

@@ -1,18 +1,39 @@
 //! The daemon's log.
 //!
-//! *Guarantees*: never more than two files of [`BYTES_MAX`]; a log that cannot be written does not disturb the daemon.
-//! *Assumes*: the log stands outside of the mount. *Fails when*: never. *Order*: none. *Not here*: what is logged.
+//! *Guarantees*: never more than two files of [`BYTES_MAX`]; a log that cannot be written, or hangs with its disk, does not
+//! disturb the daemon: whoever logs may hold any lock, and never waits. At most [`LINES_MAX`] lines wait; what is
+//! dropped beyond is counted, and said. *Assumes*: the log stands outside of the mount. *Fails when*: never.
+//! *Order*: lines in the order in which they came. *Not here*: what is logged.
 //!
-//! Lines go to standard error until [`divert`] names a file. Panics are logged as bugs.
+//! Lines go straight to standard error until [`divert`] starts the thread that writes them. Panics are logged as bugs.
 
+use crate::disk::file::isolate;
 use parking_lot::Mutex;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::time::Duration;
 
 /// Bytes of a log file before it becomes `FILE.old`.
 pub const BYTES_MAX: u64 = 4 << 20;
+
+/// Lines that wait to be written.
+pub const LINES_MAX: usize = 4096;
+
+enum Message {
+    Line(Vec<u8>),
+    /// Answered when all before it is written.
+    Settle(Sender<()>),
+}
+
+/// To the thread that writes.
+static QUEUE: Mutex<Option<SyncSender<Message>>> = Mutex::new(None);
+
+/// Lines for which there was no room.
+static DROPPED: AtomicU64 = AtomicU64::new(0);
 
 struct Target {
     file: File,
@@ -20,23 +41,49 @@ struct Target {
     written: u64,
 }
 
-static TARGET: Mutex<Option<Target>> = Mutex::new(None);
-
 struct Sink;
 
 impl Write for Sink {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let mut target = TARGET.lock();
-        match &mut *target {
+        let queue = QUEUE.lock().clone();
+        match queue {
             None => io::stderr().write(line),
-            Some(target) => {
-                if target.written > BYTES_MAX {
-                    target.rotate();
+            Some(queue) => {
+                if queue.try_send(Message::Line(line.to_vec())).is_err() {
+                    DROPPED.fetch_add(1, Ordering::Relaxed);
                 }
-                target.written += line.len() as u64;
-                target.file.write(line)
+                Ok(line.len())
             }
         }
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Write what comes, until nobody can send any more.
+fn serve(out: &mut dyn Write, messages: &Receiver<Message>) {
+    for message in messages {
+        // Of an error nobody can be told.
+        let dropped = DROPPED.swap(0, Ordering::Relaxed);
+        if dropped > 0 {
+            let _ = writeln!(out, "[{dropped} lines were dropped here: the log could not be written]");
+        }
+        match message {
+            Message::Line(line) => drop(out.write_all(&line)),
+            Message::Settle(settled) => drop(settled.send(())),
+        }
+    }
+}
+
+impl Write for Target {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.written > BYTES_MAX {
+            self.rotate();
+        }
+        let count = self.file.write(line)?;
+        self.written += count as u64;
+        Ok(count)
     }
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
@@ -69,19 +116,51 @@ pub fn start() {
     if builder.try_init().is_ok() {
         log::set_max_level(log::max_level().min(log::LevelFilter::Warn));
     }
-    std::panic::set_hook(Box::new(|panic| log::error!("bug: {panic}")));
+    std::panic::set_hook(Box::new(|panic| {
+        log::error!("bug: {panic}");
+        settle(Duration::from_secs(1));
+    }));
 }
 
-/// Say more from now on, into `path` if there is one.
+/// Say more from now on, into `path` if there is one, else to standard error.
 ///
 /// # Errors
 /// The file cannot be opened.
 pub fn divert(path: Option<&Path>) -> io::Result<()> {
-    if let Some(path) = path {
-        *TARGET.lock() = Some(Target::open(path)?);
-    }
+    let path = path.map(Path::to_owned);
+    let (sender, messages) = sync_channel(LINES_MAX);
+    let (told, opened) = channel();
+    std::thread::Builder::new().name("stablefs-log".into()).spawn(move || {
+        let target = path.map(|path| {
+            // A thread that hangs with the log's disk must keep nothing else alive.
+            isolate()?;
+            Target::open(&path)
+        });
+        match target {
+            None => {
+                drop(told.send(Ok(())));
+                serve(&mut io::stderr(), &messages);
+            }
+            Some(Ok(mut target)) => {
+                drop(told.send(Ok(())));
+                serve(&mut target, &messages);
+            }
+            Some(Err(error)) => drop(told.send(Err(error))),
+        }
+    })?;
+    opened.recv().unwrap_or_else(|_| Err(io::Error::other("the log's thread has ended")))?;
+    *QUEUE.lock() = Some(sender);
     log::set_max_level(log::LevelFilter::Info);
     Ok(())
+}
+
+/// Wait up to `patience` until what was logged is written: before the process ends.
+pub fn settle(patience: Duration) {
+    let Some(queue) = QUEUE.lock().clone() else { return };
+    let (settled, is_settled) = channel();
+    if queue.try_send(Message::Settle(settled)).is_ok() {
+        let _ = is_settled.recv_timeout(patience);
+    }
 }
 
 #[cfg(test)]
@@ -97,8 +176,25 @@ mod tests {
         assert_eq!(target.written, 7);
         target.rotate();
         assert_eq!(target.written, 0);
-        target.file.write_all(b"after\n").unwrap();
+        target.write_all(b"after\n").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"after\n");
         assert_eq!(std::fs::read(scratch.path().join("log.old")).unwrap(), b"before\n");
+    }
+
+    /// Nobody reads the pipe that the log is: whoever logs goes on, and what had no room is counted.
+    #[test]
+    fn a_log_that_hangs_holds_nobody_up() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("log");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+        let reader = File::options().read(true).write(true).open(&path).unwrap();
+        divert(Some(&path)).unwrap();
+        let line = [b'x'; 1 << 10];
+        for _ in 0..2 * LINES_MAX {
+            assert_eq!(Sink.write(&line).unwrap(), line.len());
+        }
+        assert!(DROPPED.load(Ordering::Relaxed) > 0, "a pipe holds no 8 MiB");
+        drop(reader);
+        *QUEUE.lock() = None;
     }
 }

@@ -11,9 +11,13 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// The word that tells the program that it is the new process.
 pub const CHILD_FLAG: &str = "--daemon-child";
+
+/// How long the end of a daemon waits for its log.
+pub const LOG_WAIT: Duration = Duration::from_secs(1);
 
 /// Start `stablefs mount --daemon-child WORDS…` and wait until it is ready.
 ///
@@ -56,6 +60,7 @@ pub fn run_child(job: &Job) -> Result<(), String> {
         told = true;
         settle(log)
     });
+    journal::settle(LOG_WAIT);
     if let (Err(error), false) = (&outcome, told) {
         let mut stdout = std::io::stdout().lock();
         let _ = writeln!(stdout, "error: {error}"); // the caller is gone: nobody to tell

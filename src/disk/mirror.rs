@@ -363,6 +363,13 @@ impl Mirror {
         if is_there { put_out_of(table, lane.slot, cause) } else { Leaving::Out }
     }
 
+    /// Put the one of this lane out; if it is the last in sync, end all writing.
+    fn leave_or_latch(&self, lane: &Lane, cause: &str) {
+        if self.put_lane_out(lane, cause) == Leaving::Last {
+            self.latch(cause);
+        }
+    }
+
     /// From now on every write and flush fails (invariant 5). The first cause stays.
     fn latch(&self, cause: &str) -> DiskError {
         let mut table = self.table.write();

@@ -18,7 +18,7 @@
 use super::Value;
 use super::space::Span;
 use crate::disk::buffer::Slice;
-use crate::format::{Addr, Key, Root, Txg};
+use crate::format::{Addr, ItemKind, Key, Root, Txg};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -273,6 +273,14 @@ impl Group {
             out.extend(keys.into_iter().map(|key| (key, shard.map[&key].clone())));
         }
         out
+    }
+
+    /// Files whose inode has changed, and no record holds that.
+    pub fn unlogged_inodes(&self) -> Vec<u64> {
+        let inodes = |shard: &Mutex<ItemShard>| -> Vec<u64> {
+            shard.lock().unlogged.iter().filter(|key| key.kind == ItemKind::Inode).map(|key| key.ino).collect()
+        };
+        self.items.iter().flat_map(inodes).collect()
     }
 
     /// Files with holes or reservations that no record holds; the caller logs them and holds the gate.

@@ -172,7 +172,8 @@ impl Store {
             for group in view.groups() {
                 match group.with_file(ino, |file| stretch(file, at)) {
                     Some(Stretch::Filled(end)) => {
-                        at = end;
+                        // No further than a younger group is silent: it may have emptied what comes then.
+                        at = end.min(silent_until);
                         continue 'next;
                     }
                     Some(Stretch::Hole) => return Ok(at),
@@ -205,22 +206,20 @@ impl Store {
         Ok(best)
     }
 
-    /// `block` is a hole: the end of the group range that says so, at least the next block.
+    /// `block` is a hole: the end of the group range that says so, or where that group or a younger one has something;
+    /// at least the next block.
     fn hole_end(&self, view: &View, ino: u64, block: u64) -> u64 {
-        let mut end = block + 1;
+        let mut limit = u64::MAX;
         for group in view.groups() {
-            let found = group.with_file(ino, |file| {
-                let hole = file.holes.meeting(block, block + 1).map(|(_, e)| e).next()?;
-                let segment = file.segments.range(block..).next().map_or(u64::MAX, |(b, _)| *b);
-                Some(hole.min(segment))
+            let hole = group.with_file(ino, |file| {
+                limit = limit.min(file.segments.range(block..).next().map_or(u64::MAX, |(b, _)| *b));
+                file.holes.meeting(block, block + 1).map(|(_, end)| end).next()
             });
-            end = end.max(found.flatten().unwrap_or(0));
-            if found.flatten().is_some() {
-                // An older group cannot reach past a younger group's segment; the caller asks again there.
-                break;
+            if let Some(end) = hole.flatten() {
+                return end.min(limit).max(block + 1);
             }
         }
-        end
+        block + 1
     }
 
     /// File blocks that are not holes, what is in memory included; never too few.

@@ -4,7 +4,7 @@
 //! synced; it is acknowledged only when it is durable on every replica in sync, and when a durable root names those
 //! (invariant 5). So what survives is always a prefix of history.
 //! *Assumes*: a commit covers everything logged before it began. *Fails when*: no replica takes writes: latched.
-//! *Order*: write lock → place lock → gate → shards; `state` is a leaf. *Not here*: replay (`recover`).
+//! *Order*: write lock → commit lock → place lock → gate → shards; `state` is a leaf. *Not here*: replay (`recover`).
 //!
 //! While group n is closing and n+1 is open, what is unlogged of each goes into a record of its own, so that replay
 //! on root n skips the first. Replay applies records by (group, sequence). Data that a record only names is flushed
@@ -26,6 +26,7 @@ use crate::format::log::{Entry, RecordHead, blocks_for, encode};
 use crate::format::{BLOCK, ItemKind, Key, Txg};
 use crate::sync::{Mutex, MutexGuard};
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 
 /// Pages of one file that go into the record itself; more are written to their place first.
 const INLINE_PAGES: u64 = 16;
@@ -227,7 +228,7 @@ impl Store {
         let _writer = self.log.write_lock.lock();
         self.check_alive()?;
         self.place_large(inos)?;
-        let cuts = self.cut(inos);
+        let cuts = self.cut(inos)?;
         let mut writes = Vec::new();
         let mut last = None;
         for cut in &cuts {
@@ -316,13 +317,32 @@ impl Store {
     }
 
     /// Take everything unlogged, in one instant.
-    fn cut(&self, inos: &BTreeSet<u64>) -> Vec<Cut> {
+    fn cut(&self, inos: &BTreeSet<u64>) -> Result<Vec<Cut>, StoreError> {
+        if let Some(cuts) = self.cut_now(inos) {
+            return Ok(cuts);
+        }
+        // Wait for the commit under way, and let none begin.
+        let _settled = self.commit_lock.lock();
+        self.check_alive()?;
+        self.cut_now(inos).ok_or_else(|| StoreError::Failed("a group is closing, and no commit is under way".into()))
+    }
+
+    /// As [`Store::cut`]; `None` if a size that would be logged rests on data of the closing group that no record holds: it
+    /// is durable with that group, and cut short it would be wrong once that group is.
+    fn cut_now(&self, inos: &BTreeSet<u64>) -> Option<Vec<Cut>> {
         let gate = self.gate.write();
         let view = self.view();
+        let rests_on = |closing: &Arc<Group>| {
+            let grows = |ino: &u64| closing.with_file(*ino, |file| file.floor != u64::MAX).unwrap_or(false);
+            view.current.unlogged_inodes().iter().any(|ino| !inos.contains(ino) && grows(ino))
+        };
+        if view.closing.as_ref().is_some_and(rests_on) {
+            return None;
+        }
         let taken: Vec<Taken> =
             view.closing.iter().chain([&view.current]).map(|group| Taken::from(group, inos)).collect();
         drop(gate);
-        taken.into_iter().filter_map(Taken::encode).collect()
+        Some(taken.into_iter().filter_map(Taken::encode).collect())
     }
 }
 

@@ -191,9 +191,7 @@ pub fn choose(present: &[Present]) -> Result<Choice, StoreError> {
     let Some((owner, slot, root)) = newest.max_by_key(|(_, _, root)| root.version) else {
         return refuse(format!("no root proves itself on {}: nothing is left of the volume there", list(present)));
     };
-    // A version is used once: two roots that share one and differ belong to two histories.
-    let apart =
-        |other: &Root| !root.follows(other.epoch().id, other.version) || other.version == root.version && other != root;
+    let apart = |other: &Root| !root.follows(other.epoch().id, other.version);
     let forked = present.iter().find(|p| p.found.roots.first().is_some_and(|(_, other)| apart(other)));
     if let Some(other) = forked {
         let theirs = &other.found.roots[0].1;
@@ -359,7 +357,8 @@ fn finish(
     roots.fork_next = choice.missing > 0 || returning;
     if choice.may_be_newer {
         ::log::warn!(
-            "a root slot is damaged on every replica: if it held a root newer than {}, bytes that nobody had synced are lost",
+            "a root slot is damaged on every replica that is here: if it held a root newer than {}, what was written \
+             after that one is lost, unless a replica that is away has it: look at that one alone before it is replaced",
             choice.root.version
         );
         roots.skip_versions();

@@ -131,39 +131,72 @@ fn blocks_of_a_file_are_never_counted_too_few() {
     assert_eq!(store.file_blocks(20).unwrap(), 1200);
 }
 
-/// Goal: the first hole is found whatever stands above and below. Method: random layouts over two groups' worth of
-/// changes on a committed file, against a look at every block.
+/// Run `then` while a commit stands still at its first request.
+fn beside_a_commit(rig: &Rig, store: &Store, then: impl FnOnce()) {
+    let (reached, is_reached) = crate::sync::mpsc::channel();
+    let (go, may_go) = crate::sync::mpsc::channel();
+    let first = Mutex::new(Some((reached, may_go)));
+    rig.power.listen(Arc::new(move |_| {
+        if let Some((reached, may_go)) = first.lock().take() {
+            reached.send(()).expect("somebody waits");
+            may_go.recv().expect("somebody lets it go");
+        }
+    }));
+    crate::sync::thread::scope(|scope| {
+        scope.spawn(|| store.commit(Force::Always).unwrap());
+        is_reached.recv().unwrap();
+        assert!(store.view().closing.is_some());
+        then();
+        go.send(()).unwrap();
+    });
+}
+
+/// Goal: the first hole and the first data are found whatever stands above and below. Method: random layouts over the
+/// open group, one that is being committed, and a committed file, against a look at every block.
 #[test]
-fn holes_are_found_through_groups_and_tree() {
+fn holes_and_data_are_found_through_groups_and_tree() {
     let rig = Rig::new(8, 2);
     let (store, _) = rig.open(false).unwrap();
     let mut random = Random::new(8);
     const BLOCKS_MAX: u64 = 700;
-    for round in 0..60 {
-        for _ in 0..random.range(1, 6) {
-            let (first, count) = (random.below(BLOCKS_MAX - 100), random.range(1, 100));
-            let need = Need { items: 1, data_blocks: count, may_use_reserve: false };
-            let mut t = store.begin(need).unwrap();
-            match random.below(3) {
-                0 => t.write_pages(20, (first..first + count).map(|b| (b, page(1))).collect(), u64::MAX),
-                1 => t.reserve(20, first, count).unwrap(),
-                _ => t.punch(20, first, if random.below(8) == 0 { u64::MAX } else { first + count }),
-            }
-            t.commit();
-        }
+    let change = |random: &mut Random, count_max: u64| {
+        let (first, count) = (random.below(BLOCKS_MAX - 100), random.range(1, count_max));
+        let mut t = store.begin(Need { items: 1, data_blocks: count, may_use_reserve: false }).unwrap();
         match random.below(3) {
+            0 => t.write_pages(20, (first..first + count).map(|b| (b, page(1))).collect(), u64::MAX),
+            1 => t.reserve(20, first, count).unwrap(),
+            _ => t.punch(20, first, if random.below(8) == 0 { u64::MAX } else { first + count }),
+        }
+        t.commit();
+    };
+    let look = |round: u64| {
+        let all = store.sources(&store.view(), 20, 0, BLOCKS_MAX as usize + 1).unwrap();
+        let (mut hole, mut data) = (BLOCKS_MAX, None);
+        for block in (0..BLOCKS_MAX).rev() {
+            match all[block as usize] {
+                file::Source::Hole => hole = block,
+                _ => data = Some(block),
+            }
+            assert_eq!(store.next_hole(20, block).unwrap(), hole, "round {round}, hole from {block}");
+            assert_eq!(store.next_data(20, block).unwrap(), data, "round {round}, data from {block}");
+        }
+    };
+    for round in 0..90 {
+        (0..random.range(1, 6)).for_each(|_| change(&mut random, 100));
+        match random.below(4) {
             0 => store.commit(Force::IfChanged).unwrap(),
             1 => drop(store.place_step().unwrap()),
+            2 => {
+                // Few pages wait then: else a change would wait for the commit that stands still.
+                while store.place_step().unwrap() > 0 {}
+                beside_a_commit(&rig, &store, || {
+                    (0..random.range(1, 4)).for_each(|_| change(&mut random, 20));
+                    look(round);
+                });
+            }
             _ => {}
         }
-        let all = store.sources(&store.view(), 20, 0, BLOCKS_MAX as usize + 1).unwrap();
-        let mut expected = BLOCKS_MAX;
-        for block in (0..BLOCKS_MAX).rev() {
-            if matches!(all[block as usize], file::Source::Hole) {
-                expected = block;
-            }
-            assert_eq!(store.next_hole(20, block).unwrap(), expected, "round {round}, from {block}");
-        }
+        look(round);
     }
 }
 

@@ -9,7 +9,7 @@
 //!
 //! Exit codes, as in fsck(8): 0 no errors · 1 errors corrected · 4 errors left uncorrected · 8 operational error.
 
-use super::{OpenOptions, Volume, open_paths, refused};
+use super::{EXAMINE_WAIT, OpenOptions, Volume, open_paths, refused};
 use crate::disk::ReplicaState;
 use crate::disk::backing::Backing;
 use crate::disk::file::Mode;
@@ -99,8 +99,8 @@ pub fn fsck(
     let host = Host {
         world: Arc::new(Machine),
         deadline: Duration::from_secs(30),
-        check: &super::witness::check,
-        on_shrink: Box::new(move |root| super::witness::write(root, &known, Duration::from_secs(10))),
+        check: &|root, present| super::witness::check(root, present, EXAMINE_WAIT),
+        on_shrink: Box::new(move |root| super::witness::write(root, &known, EXAMINE_WAIT)),
     };
     let judged = if options.repair { judge_absent(&present, &absent, rebuilding) } else { Ok(Vec::new()) };
     let result = judged.and_then(|vanished| Ok((vanished, run(present, &absent, options, host, progress)?)));
@@ -133,7 +133,7 @@ fn judge_absent(
     }
     let mut hurt = Vec::new();
     for (path, why) in absent {
-        let was = |(uuid, _): &(Uuid, MemberState)| super::witness::stood_at(choice.root.volume, *uuid, path);
+        let was = |(uuid, _): &(Uuid, MemberState)| super::witness::stood_at(choice.root.volume, *uuid, path, EXAMINE_WAIT);
         let Some(index) = away.iter().position(was).filter(|_| rebuilding == Rebuild::Allowed) else {
             let told = super::sentence(path, why);
             return refused(match rebuilding {
@@ -313,13 +313,12 @@ pub(crate) fn repair(
     progress: FsckProgress<'_>,
 ) -> Result<Report, StoreError> {
     correct_space(store, &first.repairs, report)?;
-    match store.resume(LogEnd::Proven, opened) {
-        Ok(()) => {}
-        Err(StoreError::Refused(why)) => {
+    match store.log_damage()? {
+        None => store.resume(LogEnd::Proven, opened)?,
+        Some(why) => {
             store.resume(LogEnd::Accepted, opened)?;
             report.repaired.push(format!("the log was cut: {why}"));
         }
-        Err(other) => return Err(other),
     }
     if lost_dead_list(&first) {
         // The lists go as soon as their groups are due; what they named shows as leaked then.
@@ -330,8 +329,8 @@ pub(crate) fn repair(
         let changed = correct_items(store, &last.repairs, report)?;
         // A count that was put right is in a new root, never written over the newest one.
         store.commit(if changed { Force::Always } else { Force::IfChanged })?;
-        last = look(store, options, true, "proving", progress);
-        if last.repairs.is_empty() || !changed && correct_space(store, &last.repairs, report)? == 0 {
+        let before = std::mem::replace(&mut last, look(store, options, true, "proving", progress));
+        if last.repairs.is_empty() || last.repairs == before.repairs {
             break;
         }
         correct_space(store, &last.repairs, report)?;
@@ -349,7 +348,7 @@ fn lost_dead_list(report: &Report) -> bool {
 }
 
 /// Bitmaps and counts of space; nothing may have been handed out since the last commit.
-fn correct_space(store: &Store, repairs: &Repairs, report: &mut FsckReport) -> Result<usize, StoreError> {
+fn correct_space(store: &Store, repairs: &Repairs, report: &mut FsckReport) -> Result<(), StoreError> {
     for (zone, bitmap) in &repairs.zones {
         store.allocator().correct(store.mirror(), *zone, bitmap.clone())?;
     }
@@ -359,7 +358,7 @@ fn correct_space(store: &Store, repairs: &Repairs, report: &mut FsckReport) -> R
     if !repairs.zones.is_empty() {
         report.repaired.push(format!("bitmaps of {} zones put right", repairs.zones.len()));
     }
-    Ok(repairs.zones.len() + usize::from(repairs.backed.is_some()))
+    Ok(())
 }
 
 enum Step {

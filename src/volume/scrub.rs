@@ -204,17 +204,12 @@ pub(super) fn blocks_in_use(store: &Store) -> u64 {
 impl Scrub<'_> {
     fn everything(&mut self) -> ControlFlow<()> {
         self.pause()?;
-        let targets = self.targets.clone();
         let heals = !self.store.options().read_only;
-        for proofs in [
-            self.store.prove_labels(&targets, heals),
-            self.store.prove_roots(&targets, heals),
-            self.store.prove_log(&targets, heals),
-            self.store.prove_spare(&targets, heals),
-        ] {
+        for prove in [Store::prove_labels, Store::prove_roots, Store::prove_log, Store::prove_spare] {
+            let proofs = prove(self.store, &self.targets, heals);
             self.fixed(proofs);
+            self.pause()?;
         }
-        self.pause()?;
         let store = self.store;
         store.walk(self)
     }

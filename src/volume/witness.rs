@@ -5,7 +5,7 @@
 //! history lacks what is written down begins a new epoch, which is written down in its turn: so a state that was never
 //! reached, or that a person gave up, does not stay the last word.
 //! *Assumes*: the state directory is on a disk of its own accord; it is a help, not a proof.
-//! *Fails when*: the directory cannot be written, or hangs: said in the log, service goes on. *Order*: write, fsync, rename,
+//! *Fails when*: the directory cannot be written or read, or hangs: said in the log, service goes on. *Order*: write, fsync, rename,
 //! fsync of the directory. Beside it stands where each replica was last seen: only there is one that has vanished made
 //! anew by `fsck`. *Not here*: what replicas prove about each other (`store::recover`).
 
@@ -49,19 +49,27 @@ fn path(volume: Uuid) -> Option<PathBuf> {
 /// Versions written down since the daemon began; held while one is.
 static WRITTEN: Mutex<BTreeMap<Uuid, u64>> = Mutex::new(BTreeMap::new());
 
-/// Write down that `root` goes on with fewer replicas. The state directory may stand on the very disk that hangs: it is
-/// waited for no longer than `patience`, and service goes on without.
-pub fn write(root: &Root, paths: &[String], patience: Duration) {
-    let Some(target) = path(root.volume) else { return };
-    if let Err(error) = write_to(target, root, paths, patience) {
-        log::warn!("cannot write down the state of volume {} on this host: {error}", root.volume);
-    }
+/// Do `work` in the state directory. It may stand on the very disk that hangs: it is waited for no longer than
+/// `patience`, and service goes on without (`None`). The work must not log.
+fn on_state<T: Send + 'static>(
+    what: &str,
+    patience: Duration,
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Option<T> {
+    let done = crate::disk::file::apart(patience, work);
+    done.inspect_err(|error| log::warn!("cannot {what} on this host: {error}")).ok()
 }
 
-fn write_to(target: PathBuf, root: &Root, paths: &[String], patience: Duration) -> std::io::Result<()> {
+/// Write down that `root` goes on with fewer replicas.
+pub fn write(root: &Root, paths: &[String], patience: Duration) {
+    let Some(target) = path(root.volume) else { return };
+    let _ = write_to(target, root, paths, patience); // said in the log
+}
+
+fn write_to(target: PathBuf, root: &Root, paths: &[String], patience: Duration) -> Option<()> {
     let witness = Witness::of(root, paths);
     let (volume, version) = (root.volume, root.version);
-    crate::disk::file::apart(patience, move || {
+    on_state(&format!("write down the state of volume {volume}"), patience, move || {
         let mut written = WRITTEN.lock();
         // One that hung must not come after a newer one.
         if written.get(&volume).is_some_and(|last| *last >= version) {
@@ -97,8 +105,8 @@ fn places_path(volume: Uuid) -> Option<PathBuf> {
     Some(directory()?.join(format!("{volume}.places.json")))
 }
 
-fn places(volume: Uuid) -> Vec<Place> {
-    let text = places_path(volume).and_then(|path| std::fs::read_to_string(path).ok());
+fn places(path: &Path) -> Vec<Place> {
+    let text = std::fs::read_to_string(path).ok();
     text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
 }
 
@@ -107,9 +115,16 @@ fn filesystem_of(path: &str) -> Option<u64> {
 }
 
 /// Write down where the replicas that are `here` stand; of others, those among `members` are kept.
-pub fn note_places(volume: Uuid, members: &[Uuid], here: &[(Uuid, String)]) {
+pub fn note_places(volume: Uuid, members: &[Uuid], here: &[(Uuid, String)], patience: Duration) {
     let Some(target) = places_path(volume) else { return };
-    let known = places(volume);
+    let (members, here) = (members.to_vec(), here.to_vec());
+    on_state(&format!("write down where the replicas of volume {volume} stand"), patience, move || {
+        put_places(&target, &members, &here)
+    });
+}
+
+fn put_places(target: &Path, members: &[Uuid], here: &[(Uuid, String)]) -> std::io::Result<()> {
+    let known = places(target);
     let is = |place: &Place, uuid: &Uuid| place.replica == uuid.to_string();
     let mut now: Vec<Place> = known
         .iter()
@@ -120,29 +135,34 @@ pub fn note_places(volume: Uuid, members: &[Uuid], here: &[(Uuid, String)]) {
         Some(Place { replica: uuid.to_string(), path: path.clone(), filesystem: filesystem_of(path)? })
     }));
     now.sort_by(|a, b| a.replica.cmp(&b.replica));
-    if now == known {
-        return;
-    }
-    let written = serde_json::to_string_pretty(&now).map_err(Into::into).and_then(|text| put(&target, &text));
-    if let Err(error) = written {
-        log::warn!("cannot write down where the replicas of volume {volume} stand: {error}");
-    }
+    if now == known { Ok(()) } else { put(target, &serde_json::to_string_pretty(&now)?) }
 }
 
 /// Whether replica `uuid` stood at `path` when it was last seen, on the filesystem that is there now.
-pub fn stood_at(volume: Uuid, uuid: Uuid, path: &str) -> bool {
-    let place = places(volume).into_iter().find(|place| place.replica == uuid.to_string() && place.path == path);
-    place.is_some_and(|place| filesystem_of(path) == Some(place.filesystem))
+pub fn stood_at(volume: Uuid, uuid: Uuid, path: &str, patience: Duration) -> bool {
+    let (Some(target), path) = (places_path(volume), path.to_owned()) else { return false };
+    let stood = on_state(&format!("look up where replica {uuid} stood"), patience, move || {
+        let mut all = places(&target).into_iter();
+        let place = all.find(|place| place.replica == uuid.to_string() && place.path == path);
+        Ok(place.is_some_and(|place| filesystem_of(&path) == Some(place.filesystem)))
+    });
+    stood.unwrap_or(false)
 }
 
 /// What is written down of a volume.
-pub fn read(volume: Uuid) -> Option<Witness> {
-    serde_json::from_str(&std::fs::read_to_string(path(volume)?).ok()?).ok()
+pub fn read(volume: Uuid, patience: Duration) -> Option<Witness> {
+    let path = path(volume)?;
+    let what = format!("read what is written down of volume {volume}");
+    let text = on_state(&what, patience, move || match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        text => text.map(Some),
+    });
+    serde_json::from_str(&text.flatten()?).ok()
 }
 
 /// Refuse if this host has seen a newer state than `root`, on a replica that is not among those `present`.
-pub fn check(root: &Root, present: &[Uuid]) -> Result<(), StoreError> {
-    read(root.volume).map_or(Ok(()), |witness| witness.check(root, present))
+pub fn check(root: &Root, present: &[Uuid], patience: Duration) -> Result<(), StoreError> {
+    read(root.volume, patience).map_or(Ok(()), |witness| witness.check(root, present))
 }
 
 /// As [`check`], of a witness with this text; what is no witness says nothing.
@@ -206,13 +226,12 @@ mod tests {
         let pipe = target.with_extension("new");
         let made = rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0);
         made.unwrap();
-        let error = write_to(target.clone(), &root, &[], Duration::from_millis(50)).unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
+        assert_eq!(write_to(target.clone(), &root, &[], Duration::from_millis(50)), None, "it hangs");
         // What hung lets go; the next one is written.
         let _ = std::fs::OpenOptions::new().read(true).write(true).open(&pipe);
         std::fs::remove_file(&pipe).unwrap();
         let newer = Root { version: root.version + 1, ..root };
-        write_to(target.clone(), &newer, &[], Duration::from_secs(20)).unwrap();
+        write_to(target.clone(), &newer, &[], Duration::from_secs(20)).expect("written");
         assert!(std::fs::read_to_string(&target).unwrap().contains(&newer.version.to_string()));
     }
 }

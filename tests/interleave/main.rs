@@ -14,6 +14,7 @@
 //! | `linear` | operations on one tree: some serial order explains all that was seen |
 //! | `deeds` `crash` | fsyncs, commits, replicas that change, late I/O; then a power cut |
 //! | `pins` | reuse of space beside readers |
+//! | `grow` | sizes that rest on data of a group being committed |
 //! | `volume` | a mounted volume |
 
 #![cfg(feature = "shuttle")]
@@ -21,6 +22,7 @@
 mod crash;
 mod deeds;
 mod explorer;
+mod grow;
 mod linear;
 mod locks;
 mod pins;
@@ -30,7 +32,11 @@ mod volume;
 #[test]
 fn equal_seeds_give_equal_interleavings() {
     let all = linear::SCENARIOS.into_iter().chain(crash::SCENARIOS);
-    for (name, scenario) in all.chain([("locks", locks::contend as fn()), ("pins", pins::scenario as fn())]) {
+    for (name, scenario) in all.chain([
+        ("locks", locks::contend as fn()),
+        ("pins", pins::scenario as fn()),
+        ("grow", grow::scenario as fn()),
+    ]) {
         for seed in 0..24 {
             let run = || explorer::run(name, seed..seed + 1, scenario).fingerprint;
             assert_eq!(run(), run(), "{name}: seed {seed} gives two interleavings");

@@ -17,7 +17,7 @@ use std::time::Duration;
 pub(super) const DESCRIPTOR_MIN: i32 = 512;
 
 /// Give this thread its own table with nothing in it but `/dev/null` at 0, 1 and 2.
-pub(super) fn isolate() -> io::Result<()> {
+pub fn isolate() -> io::Result<()> {
     // SAFETY: the table is copied, so no descriptor that anybody else holds changes.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES)? };
     // SAFETY: closes numbers in this thread's own table only; this thread holds no descriptor objects.
@@ -34,7 +34,10 @@ pub(super) fn isolate() -> io::Result<()> {
 
 /// Run `work` on a thread with a table of its own, and wait for it for `patience`. What has not come back then goes on
 /// by itself, and keeps nothing alive; the error is of kind `TimedOut`. It must not log.
-pub fn apart(patience: Duration, work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+pub fn apart<T: Send + 'static>(
+    patience: Duration,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::Builder::new().name("stablefs-apart".into()).spawn(move || {
         // Without a table of its own it is no worse than on the caller's thread.

@@ -111,10 +111,7 @@ impl Mirror {
                 }
                 Outcome::Finished(_) | Outcome::Missed => {}
                 Outcome::Failed(error) => {
-                    let cause = format!("the container changed: {error}");
-                    if self.put_lane_out(lane, &cause) == Leaving::Last {
-                        self.latch(&cause);
-                    }
+                    self.leave_or_latch(lane, &format!("the container changed: {error}"));
                 }
             }
         }
@@ -162,7 +159,7 @@ impl Mirror {
             }
             // What it may do later must not find it in sync.
             Err(missed @ Trouble::Missed(_)) => {
-                self.put_lane_out(&lane, &format!("{what} failed: {missed}"));
+                self.leave_or_latch(&lane, &format!("{what} failed: {missed}"));
                 Err(DiskError::Replica { replica, detail: format!("{what} failed: {missed}") })
             }
             Err(Trouble::Failed(error)) => {

@@ -111,6 +111,18 @@ impl Store {
         }
     }
 
+    /// Why replay must be told to go on without a part of the log, if it must.
+    pub fn log_damage(&self) -> Result<Option<String>, StoreError> {
+        let root = self.view().committed.root.clone();
+        if root.clean {
+            return Ok(None);
+        }
+        match self.read_log(&root, LogEnd::Proven, &mut Report::default()) {
+            Err(StoreError::Refused(why)) => Ok(Some(why)),
+            read => read.map(|_| None),
+        }
+    }
+
     /// All records that follow `root`, in order; each from whichever replica proves it.
     pub(super) fn read_log(&self, root: &Root, end: LogEnd, report: &mut Report) -> Result<Vec<Record>, StoreError> {
         let ring = self.label.geometry.log_blocks;

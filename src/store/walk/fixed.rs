@@ -106,11 +106,15 @@ impl Store {
         const STEP: u32 = 64;
         let geometry = &self.label.geometry;
         let mut proofs = Vec::new();
-        for &replica in replicas {
+        'replicas: for &replica in replicas {
             for start in (0..geometry.log_blocks).step_by(STEP as usize) {
                 let blocks = STEP.min(geometry.log_blocks - start);
                 if self.mirror.read_raw(replica, geometry.log_at + u64::from(start), blocks).is_ok() {
                     continue;
+                }
+                if !self.mirror.is_writable(replica) && !self.mirror.members().contains(replica) {
+                    // It went out: whatever is told of it says so.
+                    continue 'replicas;
                 }
                 for at in start..start + blocks {
                     let _held = self.log.hold();

@@ -75,7 +75,7 @@ impl Volume {
     /// the one of this slot.
     fn stood_there(&self, old: &ReplicaHealth, path: &Path) -> bool {
         self.absent.iter().any(|(absent, _)| Path::new(absent) == path)
-            && witness::stood_at(self.label.volume, old.name.uuid, &path.display().to_string())
+            && witness::stood_at(self.label.volume, old.name.uuid, &path.display().to_string(), EXAMINE_WAIT)
     }
 
     fn judge_old(&self, health: &[ReplicaHealth], slot: usize, new: &Path, same: bool) -> Result<Place, StoreError> {
