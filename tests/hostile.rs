@@ -13,6 +13,7 @@
 //!
 //! Replay one seed with `STABLEFS_SEEDS=n cargo test --test hostile volumes`. `STABLEFS_TEST_SCALE=all` runs more.
 
+mod common;
 #[path = "hostile/decoders.rs"]
 mod decoders;
 #[path = "hostile/memory.rs"]
@@ -22,6 +23,7 @@ mod regressions;
 #[path = "hostile/words.rs"]
 mod words;
 
+use common::{failures_max, seeds};
 use memory::{Guarded, SINGLE_MAX, peak_max};
 use stablefs::simulate::mutate::sample::samples;
 use stablefs::simulate::mutate::{Case, Tally, walk_case};
@@ -32,17 +34,6 @@ static COUNTING: memory::Counting = memory::Counting;
 /// Whether this is the long run.
 fn is_long() -> bool {
     std::env::var("STABLEFS_TEST_SCALE").as_deref() == Ok("all")
-}
-
-/// Seeds that `STABLEFS_SEEDS` asks for, else `usual`.
-fn seeds(usual: std::ops::Range<u64>) -> std::ops::Range<u64> {
-    let Ok(text) = std::env::var("STABLEFS_SEEDS") else { return usual };
-    let ends: Vec<u64> = text.split("..").map(|end| end.parse().expect("STABLEFS_SEEDS=from..to")).collect();
-    match ends[..] {
-        [one] => one..one + 1,
-        [from, to] => from..to,
-        _ => panic!("STABLEFS_SEEDS=from..to"),
-    }
 }
 
 /// Walk over one volume, with memory and time watched.
@@ -63,7 +54,7 @@ fn volumes() {
     samples();
     let mut sum = Tally::default();
     let mut failures = Vec::new();
-    let limit = std::env::var("STABLEFS_FAILURES").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let limit = failures_max();
     for seed in seeds(if is_long() { 0..40_000 } else { 0..2500 }) {
         match guarded(&Case::draw(seed, None), seed) {
             Ok(tally) => sum.add(&tally),

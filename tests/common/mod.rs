@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Failures that are collected before a run gives up; `STABLEFS_FAILURES` asks for more.
-fn failures_max() -> usize {
+pub fn failures_max() -> usize {
     std::env::var("STABLEFS_FAILURES").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 

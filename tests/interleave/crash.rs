@@ -64,6 +64,16 @@ struct Keeper {
 }
 
 impl Keeper {
+    fn new(volume: &Volume, random: &mut Random) -> Keeper {
+        Keeper {
+            store: volume.store.clone(),
+            power: volume.bench.power.clone(),
+            random: random.fork(),
+            disks: volume.bench.disks.clone(),
+            failing: None,
+        }
+    }
+
     /// Bring `disk` into `place`. Refused while something may still land there; and a test may stop it.
     fn bring(&mut self, place: Place, path: String, disk: &Arc<SimDisk>) -> bool {
         let stops_at = self.random.below(40);
@@ -136,13 +146,7 @@ impl Keeper {
 
 /// Put replicas out, let them die, bring them back.
 fn start_keeper(volume: &Volume, random: &mut Random) -> thread::JoinHandle<()> {
-    let mut keeper = Keeper {
-        store: volume.store.clone(),
-        power: volume.bench.power.clone(),
-        random: random.fork(),
-        disks: volume.bench.disks.clone(),
-        failing: None,
-    };
+    let mut keeper = Keeper::new(volume, random);
     thread::spawn(move || {
         for _ in 0..keeper.random.range(1, 6) {
             if keeper.power.is_cut() {
@@ -171,13 +175,7 @@ fn start_hang(volume: &Volume, random: &mut Random) -> Vec<thread::JoinHandle<()
             late.release_hung();
         }
     });
-    let mut keeper = Keeper {
-        store: volume.store.clone(),
-        power: volume.bench.power.clone(),
-        random: random.fork(),
-        disks: volume.bench.disks.clone(),
-        failing: None,
-    };
+    let mut keeper = Keeper::new(volume, random);
     let returner = thread::spawn(move || {
         for _ in 0..keeper.random.range(20, 200) {
             if keeper.power.is_cut() {

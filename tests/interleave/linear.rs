@@ -7,13 +7,13 @@
 //! and verifying concurrent objects").
 
 use crate::explorer::{explore, seed};
-use crate::volume::{CALLER, Volume, reopen};
+use crate::volume::{Volume, reopen};
 use stablefs::disk::sim::Random;
 use stablefs::error::errno;
 use stablefs::format::ROOT_INO;
-use stablefs::fs::{Filesystem, FsError, RENAME_EXCHANGE, RENAME_NOREPLACE, SetAttr};
-use stablefs::simulate::model::{Content, Node, Op, State, bytes};
-use stablefs::simulate::{clean, judge};
+use stablefs::fs::{Filesystem, FsError, RENAME_EXCHANGE, RENAME_NOREPLACE};
+use stablefs::simulate::model::{Content, Node, Op, State};
+use stablefs::simulate::{clean, driver, judge};
 use stablefs::store::commit::Force;
 use stablefs::sync::thread;
 use std::collections::{BTreeMap, HashSet};
@@ -69,33 +69,8 @@ fn perform(fs: &Filesystem, call: &Call) -> Result<Got, FsError> {
             fs.read(*ino, 0, &mut out, 1 << 20)?;
             Got::Bytes(out)
         }
-        Call::Do(op) => Got::Done(perform_op(fs, op)?),
+        Call::Do(op) => Got::Done(driver::perform(fs, op)?),
     })
-}
-
-fn perform_op(fs: &Filesystem, op: &Op) -> Result<u64, FsError> {
-    match op {
-        Op::Create { dir, name, mode } => {
-            let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDWR;
-            let (attr, handle) = fs.create(*dir, name.as_bytes(), *mode, flags, &CALLER)?;
-            fs.release(attr.ino, handle);
-            Ok(attr.ino)
-        }
-        Op::Mkdir { dir, name, mode } => fs.mkdir(*dir, name.as_bytes(), *mode, &CALLER).map(|attr| attr.ino),
-        Op::Link { ino, dir, name } => fs.link(*ino, *dir, name.as_bytes()).map(|_| 0),
-        Op::Unlink { dir, name } => fs.unlink(*dir, name.as_bytes()).map(|()| 0),
-        Op::Rmdir { dir, name } => fs.rmdir(*dir, name.as_bytes()).map(|()| 0),
-        Op::Rename { dir, name, new_dir, new_name, flags } => {
-            fs.rename(*dir, name.as_bytes(), *new_dir, new_name.as_bytes(), *flags, &CALLER).map(|()| 0)
-        }
-        Op::Write { ino, offset, length, fill } => {
-            fs.write(*ino, *offset, &bytes(*length, *fill), false, false).map(|_| 0)
-        }
-        Op::Truncate { ino, size } => {
-            fs.setattr(*ino, &CALLER, &SetAttr { size: Some(*size), ..SetAttr::default() }).map(|_| 0)
-        }
-        other => panic!("{other:?} is not drawn here"),
-    }
 }
 
 /// The inodes that must exist for `call`, or it fails as one does for what is gone.
@@ -172,7 +147,7 @@ struct Tree {
 fn plant(fs: &Filesystem, random: &mut Random) -> Tree {
     let mut state = State::new(Node::new(Content::Directory(BTreeMap::new()), libc::S_IFDIR | 0o755, 2));
     let mut done = |op: Op| {
-        let ino = perform_op(fs, &op).unwrap_or_else(|error| panic!("{op:?}: {error}"));
+        let ino = driver::perform(fs, &op).unwrap_or_else(|error| panic!("{op:?}: {error}"));
         state.apply(&op, ino).expect("the model agrees");
         ino
     };

@@ -66,6 +66,13 @@ pub struct Witness {
     pub in_sync: Vec<u32>,
 }
 
+impl Witness {
+    /// What is written down before this root is.
+    pub fn of(root: &Root) -> Witness {
+        Witness { version: root.version, epoch: root.epoch(), in_sync: root.in_sync() }
+    }
+}
+
 /// Which rules are in force. The product: all of them.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
