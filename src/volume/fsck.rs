@@ -133,7 +133,8 @@ fn judge_absent(
     }
     let mut hurt = Vec::new();
     for (path, why) in absent {
-        let was = |(uuid, _): &(Uuid, MemberState)| super::witness::stood_at(choice.root.volume, *uuid, path, EXAMINE_WAIT);
+        let was =
+            |(uuid, _): &(Uuid, MemberState)| super::witness::stood_at(choice.root.volume, *uuid, path, EXAMINE_WAIT);
         let Some(index) = away.iter().position(was).filter(|_| rebuilding == Rebuild::Allowed) else {
             let told = super::sentence(path, why);
             return refused(match rebuilding {

@@ -13,7 +13,6 @@ use stablefs::fs::{Filesystem, FsOptions, SetAttr};
 use stablefs::store::commit::Force;
 use stablefs::sync::thread;
 use std::sync::Arc;
-use std::sync::Arc;
 
 const BYTE: u8 = 0xa7;
 
