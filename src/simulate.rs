@@ -35,21 +35,22 @@ pub mod worlds;
 
 use crate::disk::backing::Backing;
 use crate::disk::sim::{CrashPlan, Image, Random, SimDisk, Space, World as Power};
-use crate::format::Geometry;
 use crate::format::item::Time;
+use crate::format::{Geometry, Root, Uuid};
 use crate::fs::Filesystem;
-use crate::store::check::{CheckOptions, Report as CheckReport, StoreSource, check};
-use crate::store::commit::Force;
+use crate::store::check::{CheckOptions, Finding, Outcome, Report as CheckReport, StoreSource, check};
 use crate::store::create::{CreateStore, create};
-use crate::store::recover::{OpenStore, Present, Report, examine, open};
+use crate::store::history::ShrinkHook;
+use crate::store::recover::{Found, OpenStore, Present, Report, examine};
 use crate::store::{Store, StoreError, StoreOptions};
 use crate::volume::fsck::{self, FsckOptions, FsckReport, Host};
+use crate::volume::witness::Witness;
 use crate::world::Seeded;
 use driver::Driver;
 use generate::Weights;
 use judge::Known;
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -115,29 +116,36 @@ impl std::fmt::Display for Failure {
     }
 }
 
+/// A struct of counts, which can be added up and told in words.
 macro_rules! tally {
-    ($($(#[$doc:meta])* $field:ident: $name:literal,)*) => {
-        /// What a run did.
+    ($(#[$about:meta])* $name:ident, $($(#[$doc:meta])* $field:ident: $words:literal,)*) => {
+        $(#[$about])*
         #[derive(Debug, Clone, Copy, Default, serde::Serialize)]
-        pub struct Tally {
+        pub struct $name {
             $($(#[$doc])* pub $field: u64,)*
         }
 
-        impl Tally {
+        impl $name {
             /// Both together.
-            pub fn add(&mut self, other: &Tally) {
+            pub fn add(&mut self, other: &$name) {
                 $(self.$field += other.$field;)*
             }
-            /// What is not zero, in words.
-            fn words(&self) -> Vec<String> {
-                let all = [$((self.$field, $name)),*];
-                all.iter().filter(|(count, _)| *count > 0).map(|(count, name)| format!("{count} {name}")).collect()
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                let all = [$((self.$field, $words)),*];
+                let words = all.iter().filter(|(count, _)| *count > 0).map(|(count, words)| format!("{count} {words}"));
+                f.write_str(&words.collect::<Vec<_>>().join(", "))
             }
         }
     };
 }
+pub(crate) use tally;
 
 tally! {
+    /// What a run did.
+    Tally,
     /// Histories run.
     histories: "histories",
     /// Operations.
@@ -152,14 +160,20 @@ tally! {
     remounts: "clean remounts",
     /// Mounts of one disk alone.
     degraded: "degraded mounts",
-    /// Mounts that were refused because a disk had failed.
+    /// Mounts of lives.
+    mounts: "mounts",
+    /// Mounts that were refused because a disk had failed, or was older than its twin.
     refused: "mounts refused",
+    /// Mounts that were refused because a disk was not of this volume, or a copy.
+    strangers: "mounts refused with a foreign or copied disk",
     /// Replaces begun.
     replaces: "replaces",
     /// Scrubs.
     scrubs: "scrubs",
     /// Offline checks.
     fscks: "fscks",
+    /// Offline checks that were refused because a disk had failed, or was not what it had been.
+    fscks_refused: "fscks refused",
     /// Disks that came back with old content.
     stale: "disks back with old content",
     /// Volumes that were written apart.
@@ -178,19 +192,23 @@ tally! {
     healed: "blocks healed",
 }
 
-impl std::fmt::Display for Tally {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.words().join(", "))
-    }
+type Formatted = Mutex<HashMap<(u64, u32, usize, bool, u64), Vec<(Image, Space)>>>;
+
+/// Disks of an empty volume.
+fn formatted(setup: &Setup) -> Vec<(Image, Space)> {
+    made(setup, 1)
 }
 
-type Formatted = Mutex<HashMap<(u64, u32, usize, bool), Vec<(Image, Space)>>>;
+/// Disks of an empty volume of the same shape that is not this one.
+fn foreign(setup: &Setup) -> Vec<(Image, Space)> {
+    made(setup, 2)
+}
 
-/// Disks of an empty volume; made once for each shape.
-fn formatted(setup: &Setup) -> Vec<(Image, Space)> {
+/// As `seed` says who it is; made once for each shape.
+fn made(setup: &Setup, seed: u64) -> Vec<(Image, Space)> {
     static MADE: OnceLock<Formatted> = OnceLock::new();
     let mut made = MADE.get_or_init(Formatted::default).lock();
-    let key = (setup.blocks, setup.zone_blocks, setup.replicas, setup.grows);
+    let key = (setup.blocks, setup.zone_blocks, setup.replicas, setup.grows, seed);
     let make = || {
         let power = Power::new(1);
         let disks: Vec<Arc<SimDisk>> = (0..setup.replicas).map(|_| power.disk(setup.blocks)).collect();
@@ -201,14 +219,15 @@ fn formatted(setup: &Setup) -> Vec<(Image, Space)> {
             root_items: Filesystem::root_items(Time::default(), 0, 0),
             deadline: DEADLINE,
         };
-        create(backings(&disks), wanted, Arc::new(Seeded::new(1))).expect("simulated disks without faults");
+        // No history's own randomness: it would give the same identities again.
+        create(backings(&disks), wanted, Arc::new(Seeded::new(!seed))).expect("simulated disks without faults");
         disks.iter().map(|disk| (disk.snapshot(), disk.space())).collect()
     };
     made.entry(key).or_insert_with(make).clone()
 }
 
 fn backings(disks: &[Arc<SimDisk>]) -> Vec<(String, Arc<dyn Backing>)> {
-    disks.iter().enumerate().map(|(i, d)| (format!("/disk/{i}"), d.reopen() as Arc<dyn Backing>)).collect()
+    disks.iter().enumerate().map(|(i, d)| (disk_path(i), d.reopen() as Arc<dyn Backing>)).collect()
 }
 
 /// Disks with a volume.
@@ -224,6 +243,93 @@ pub struct Bench {
     clock: Arc<Seeded>,
     /// What was done.
     pub tally: Tally,
+    /// What this world's host has written down of each volume.
+    witness: Arc<Mutex<BTreeMap<Uuid, Witness>>>,
+}
+
+/// With which words a volume is opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ask {
+    /// Although replicas in sync are missing.
+    pub degraded: bool,
+    /// Although this host has seen a newer state on a replica that is missing.
+    pub accept_stale: bool,
+}
+
+/// What could be seen of disks before they were opened.
+#[derive(Debug, Clone, Default)]
+pub struct Seen(Vec<(usize, Head)>);
+
+/// Label and newest root of a disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Head {
+    pub volume: Uuid,
+    pub replica: Uuid,
+    /// Version of the newest root; 0: none proves itself.
+    pub newest: u64,
+}
+
+impl Seen {
+    fn of(present: &[Present]) -> Seen {
+        let head = |found: &Found| Head {
+            volume: found.label.volume,
+            replica: found.label.replica,
+            newest: found.roots.first().map_or(0, |(_, root)| root.version),
+        };
+        Seen(present.iter().filter_map(|one| Some((disk_of(&one.path)?, head(&one.found)))).collect())
+    }
+
+    /// What was seen of a disk; `None`: it has no label that can be read.
+    pub(crate) fn head(&self, disk: usize) -> Option<&Head> {
+        self.0.iter().find(|(at, _)| *at == disk).map(|(_, head)| head)
+    }
+
+    /// Two disks that can never be given together: of two volumes, or the same replica twice.
+    pub(crate) fn strangers(&self) -> Option<(usize, usize)> {
+        let other = |i: usize| {
+            let (at, head) = &self.0[i];
+            let strange = |(_, b): &&(usize, Head)| b.volume != head.volume || b.replica == head.replica;
+            self.0[..i].iter().find(strange).map(|(before, _)| (*before, *at))
+        };
+        (0..self.0.len()).find_map(other)
+    }
+
+    /// Why `bad` beside `good` may make opening refuse: a person has to say that it is to go on without it.
+    pub(crate) fn excuse(&self, bad: usize, good: usize) -> Option<&'static str> {
+        let good = self.head(good)?;
+        match self.head(bad) {
+            None => Some("it cannot be examined"),
+            Some(bad) if bad.volume != good.volume => Some("it belongs to another volume"),
+            Some(bad) if bad.replica == good.replica => Some("it is a copy of its twin"),
+            Some(bad) if bad.newest < good.newest => Some("its newest root is older"),
+            Some(_) => None,
+        }
+    }
+}
+
+/// The path of a disk of the world.
+pub(crate) fn disk_path(disk: usize) -> String {
+    format!("/disk/{disk}")
+}
+
+/// The disk at a path of the world.
+pub(crate) fn disk_of(path: &str) -> Option<usize> {
+    path.strip_prefix("/disk/")?.parse().ok()
+}
+
+/// What can be examined of disks, and what cannot, with the reason.
+pub(crate) fn look_at(
+    backings: impl IntoIterator<Item = (usize, Arc<dyn Backing>)>,
+) -> (Vec<Present>, Vec<(String, String)>) {
+    let (mut present, mut absent) = (Vec::new(), Vec::new());
+    for (disk, backing) in backings {
+        let path = disk_path(disk);
+        match examine(&*backing, DEADLINE) {
+            Ok(found) => present.push(Present { path, backing, found }),
+            Err(why) => absent.push((path, why)),
+        }
+    }
+    (present, absent)
 }
 
 impl Bench {
@@ -246,7 +352,7 @@ impl Bench {
             })
             .collect();
         let tally = Tally { histories: 1, ..Tally::default() };
-        Bench { power, disks, setup, random, clock: Arc::new(Seeded::new(seed)), tally }
+        Bench { power, disks, setup, random, clock: Arc::new(Seeded::new(seed)), tally, witness: Arc::default() }
     }
 
     /// The clock of this world.
@@ -254,17 +360,27 @@ impl Bench {
         self.clock.clone()
     }
 
-    /// Look at the disks numbered `which`, as after the death of the daemon. One without a label is not among them.
-    fn present(&mut self, which: &[usize]) -> Vec<Present> {
-        let mut present = Vec::new();
-        for index in which {
-            self.disks[*index] = self.disks[*index].reopen();
-            let (path, backing) = (format!("/disk/{index}"), self.disks[*index].clone() as Arc<dyn Backing>);
-            if let Ok(found) = examine(&*backing, DEADLINE) {
-                present.push(Present { path, backing, found });
+    /// Look at `disks`, as after the death of the daemon: handles from before no longer reach them.
+    fn look(&mut self, disks: &[usize]) -> (Vec<Present>, Vec<(String, String)>) {
+        let handle = |disk: &usize| match self.disks.get_mut(*disk) {
+            Some(known) => {
+                *known = known.reopen();
+                (*disk, known.clone() as Arc<dyn Backing>)
             }
-        }
-        present
+            None => (*disk, self.power.disk_at(*disk) as Arc<dyn Backing>),
+        };
+        look_at(disks.iter().map(handle).collect::<Vec<_>>())
+    }
+
+    /// Who is told that the volume goes on with fewer replicas: this world's host writes it down, as the product does.
+    fn on_shrink(&self) -> ShrinkHook {
+        let (witness, power) = (self.witness.clone(), self.power.clone());
+        Box::new(move |root| {
+            // A power cut takes the host, too.
+            if !power.is_cut() {
+                witness.lock().insert(root.volume, Witness::of(root, &[]));
+            }
+        })
     }
 
     /// Check all disks while nothing is mounted, and repair. Nothing is rebuilt.
@@ -273,23 +389,67 @@ impl Bench {
     /// As fsck.
     pub fn fsck(&mut self, repair: bool) -> Result<FsckReport, StoreError> {
         let all: Vec<usize> = (0..self.disks.len()).collect();
-        let present = self.present(&all);
-        let host =
-            Host { world: self.clock.clone(), deadline: DEADLINE, check: &|_, _| Ok(()), on_shrink: Box::new(|_| {}) };
-        let options = FsckOptions { repair, quick: false };
-        let (report, _) = fsck::run(present, &[], &options, host, &mut |_, _, _| {})?;
-        Ok(report)
+        self.fsck_disks(&all, &FsckOptions { repair, quick: false }).1
     }
 
-    /// Open the volume on the disks numbered `which`.
+    /// fsck of these disks; beside it what could be seen of them.
+    pub(crate) fn fsck_disks(
+        &mut self,
+        disks: &[usize],
+        options: &FsckOptions,
+    ) -> (Seen, Result<FsckReport, StoreError>) {
+        let (present, absent) = if options.repair {
+            self.look(disks)
+        } else {
+            look_at(disks.iter().map(|disk| (*disk, self.power.disk_to_read(*disk) as Arc<dyn Backing>)))
+        };
+        let seen = Seen::of(&present);
+        let witness = self.witness.clone();
+        let check = move |root: &Root, here: &[Uuid]| {
+            let known = witness.lock().get(&root.volume).cloned();
+            known.map_or(Ok(()), |known| known.check(root, here))
+        };
+        let host = Host { world: self.clock.clone(), deadline: DEADLINE, check: &check, on_shrink: self.on_shrink() };
+        let outcome = if present.is_empty() {
+            Err(StoreError::Refused("nothing to check".into()))
+        } else {
+            fsck::run(present, &absent, options, host, &mut |_, _, _| {}).map(|(report, _)| report)
+        };
+        (seen, outcome)
+    }
+
+    /// Open the volume on the disks numbered `which`, as the product does: this world's host remembers what went on
+    /// without whom.
     ///
     /// # Errors
     /// It is refused, or the power fails.
     pub fn open(&mut self, which: &[usize], degraded: bool) -> Result<(Store, Report), StoreError> {
-        let present = self.present(which);
-        let store = self.setup.store.clone();
-        let options = OpenStore { degraded, deadline: DEADLINE, store, on_shrink: None, hold: false };
-        open(present, options, self.clock.clone())
+        self.open_disks(which, Ask { degraded, accept_stale: false }).1
+    }
+
+    /// Open the volume on `disks`; beside it what could be seen of them before.
+    pub fn open_disks(&mut self, disks: &[usize], ask: Ask) -> (Seen, Result<(Store, Report), StoreError>) {
+        let (present, _) = self.look(disks);
+        let seen = Seen::of(&present);
+        (seen, self.open_present(present, ask, self.on_shrink()))
+    }
+
+    fn open_present(
+        &self,
+        present: Vec<Present>,
+        ask: Ask,
+        on_shrink: ShrinkHook,
+    ) -> Result<(Store, Report), StoreError> {
+        let Some(first) = present.first() else { return Err(StoreError::Refused("no replica was given".into())) };
+        let seen = self.witness.lock().get(&first.found.label.volume).cloned();
+        let options = OpenStore {
+            degraded: ask.degraded,
+            deadline: DEADLINE,
+            store: self.setup.store.clone(),
+            on_shrink: Some(on_shrink),
+            hold: true,
+        };
+        crate::volume::open_store(present, options, seen, ask.accept_stale, self.clock.clone())
     }
 
     /// Open on all disks, and mount.
@@ -302,7 +462,12 @@ impl Bench {
     }
 
     fn mount_on(&mut self, which: &[usize], degraded: bool) -> Result<Driver, String> {
-        let (store, report) = self.open(which, degraded).map_err(|error| format!("opening: {error}"))?;
+        let opened = self.open(which, degraded);
+        self.drive(opened)
+    }
+
+    fn drive(&mut self, opened: Result<(Store, Report), StoreError>) -> Result<Driver, String> {
+        let (store, report) = opened.map_err(|error| format!("opening: {error}"))?;
         self.tally.replayed += report.replayed;
         Driver::new(store, &self.power)
     }
@@ -340,20 +505,22 @@ impl Bench {
         self.tally.cuts += 1;
         self.disks = self.power.revive(cut.plan);
         let which: Vec<usize> = (0..self.disks.len()).filter(|i| cut.alone.is_none_or(|alone| alone == *i)).collect();
+        let mut found = None;
         for _ in 0..cut.more {
             let at = self.power.io_count() + self.random.range(1, 24);
             self.power.cut_at(Some(at));
             let opened = self.open(&which, cut.alone.is_some());
             if !self.power.is_cut() {
                 self.power.cut_at(None);
-                drop(opened);
+                found = Some(opened);
                 break;
             }
             self.tally.cuts_in_recovery += 1;
             let plan = *self.random.pick(&[CrashPlan::DropAll, CrashPlan::KeepAll, CrashPlan::Random]);
             self.disks = self.power.revive(plan);
         }
-        let driver = self.mount_on(&which, cut.alone.is_some())?;
+        let opened = found.unwrap_or_else(|| self.open(&which, cut.alone.is_some()));
+        let driver = self.drive(opened)?;
         clean(&driver.store)?;
         judge::judge(&known, driver.now())?;
         Ok(driver)
@@ -364,10 +531,7 @@ impl Bench {
     /// # Errors
     /// Something is wrong.
     pub fn finish(&mut self, driver: &mut Driver) -> Result<(), String> {
-        driver.settle()?;
-        driver.store.commit(Force::IfChanged).map_err(|error| format!("the last commit: {error}"))?;
-        driver.compare()?;
-        clean(&driver.store)
+        driver.finish()
     }
 }
 
@@ -375,6 +539,21 @@ impl Bench {
 pub fn examine_store(store: &Store, heal: bool) -> CheckReport {
     let options = CheckOptions { data: true, heal, parallel: false, findings_max: 10_000 };
     check(&StoreSource::new(store), &options, &mut |_| ControlFlow::Continue(()))
+}
+
+/// Prove and heal everything: all that is found is a block on a slot that `may_be_bad`, and healed. Then nothing is found.
+///
+/// # Errors
+/// What else was found.
+pub fn heal_only(store: &Store, may_be_bad: impl Fn(usize) -> bool) -> Result<(), String> {
+    for finding in examine_store(store, true).findings {
+        let healed =
+            matches!(finding, Finding::Block { replica, outcome: Outcome::Healed(_), .. } if may_be_bad(replica));
+        if !healed {
+            return Err(format!("scrub: {finding}"));
+        }
+    }
+    clean(store)
 }
 
 /// The checker finds nothing, and no read found damage.

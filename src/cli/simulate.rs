@@ -3,16 +3,17 @@
 //! *Guarantees*: touches no file and no mount. A violation prints what happened and one line that replays it, and makes
 //! the exit code 1. Equal seeds do the same in the same version. *Assumes*: nothing.
 //! *Fails when*: wrong usage. *Order*: seeds are begun in order, on all cores; SIGINT and SIGTERM end it after the
-//! histories under way. *Not here*: the histories (`simulate`).
+//! histories under way, which are named; a second one ends it at once. *Not here*: the histories (`simulate`).
 
 use super::{FAILED, SimulateArgs};
 use crate::simulate::worlds::Kind;
 use crate::simulate::{Failure, Tally};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Violations after which a run ends.
@@ -47,6 +48,7 @@ struct Limits {
     end: Option<u64>,
     until: Option<Instant>,
     asked: Arc<AtomicBool>,
+    under_way: Mutex<BTreeSet<u64>>,
 }
 
 impl Limits {
@@ -55,7 +57,27 @@ impl Limits {
         if late || self.asked.load(Ordering::Relaxed) {
             return None;
         }
-        Some(self.next.fetch_add(1, Ordering::Relaxed)).filter(|seed| self.end.is_none_or(|end| *seed < end))
+        let seed =
+            Some(self.next.fetch_add(1, Ordering::Relaxed)).filter(|seed| self.end.is_none_or(|end| *seed < end))?;
+        self.seeds().insert(seed);
+        Some(seed)
+    }
+
+    fn seeds(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Once it is asked to stop, say which seeds it waits for: one may never end.
+    fn tell_under_way(&self, kind: Kind, done: &AtomicBool) {
+        while !done.load(Ordering::Relaxed) {
+            if self.asked.load(Ordering::Relaxed) {
+                for seed in &*self.seeds() {
+                    eprintln!("under way: {}", replay(kind, *seed));
+                }
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 }
 
@@ -65,7 +87,8 @@ pub(super) fn simulate(args: &SimulateArgs) -> u8 {
     let count = args.count.or((args.minutes.is_none()).then_some(1));
     let asked = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        // Without a handler the signal just ends the program, which leaves nothing behind.
+        // Without a handler the signal just ends the program, which leaves nothing behind; so does the second one.
+        let _second = signal_hook::flag::register_conditional_default(signal, Arc::clone(&asked));
         let _registered = signal_hook::flag::register(signal, Arc::clone(&asked));
     }
     let limits = Limits {
@@ -73,6 +96,7 @@ pub(super) fn simulate(args: &SimulateArgs) -> u8 {
         end: count.map(|count| seed.saturating_add(count)),
         until: args.minutes.map(|minutes| Instant::now() + Duration::from_secs_f64(minutes * 60.0)),
         asked,
+        under_way: Mutex::default(),
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = args.jobs.unwrap_or(cores).max(1);
@@ -97,14 +121,18 @@ fn run(kind: Kind, first: u64, jobs: usize, limits: &Limits, bar: Option<Progres
             let outcome = catch_unwind(AssertUnwindSafe(|| kind.run(seed)));
             let outcome =
                 outcome.unwrap_or_else(|panic| Err(Failure { text: format!("seed {seed}: {}", words(&*panic)) }));
+            limits.seeds().remove(&seed);
             let Ok(mut sum) = sum.lock() else { return };
             sum.seeds += 1;
             match outcome {
                 Ok(tally) => sum.tally.add(&tally),
                 Err(failure) => {
-                    let replay = format!("stablefs simulate --seed {seed} --kind {}", kind.name());
-                    if let Some(bar) = &bar {
-                        bar.suspend(|| eprintln!("violation: {replay}"));
+                    let replay = replay(kind, seed);
+                    // At once: the report may be long in coming.
+                    let tell = || eprintln!("violation: {replay}");
+                    match &bar {
+                        Some(bar) => bar.suspend(tell),
+                        None => tell(),
                     }
                     sum.violations.push(Violation { seed, text: failure.text, replay });
                     if sum.violations.len() >= VIOLATIONS_MAX {
@@ -117,11 +145,13 @@ fn run(kind: Kind, first: u64, jobs: usize, limits: &Limits, bar: Option<Progres
             }
         }
     };
+    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for _ in 1..jobs {
-            scope.spawn(work);
-        }
+        scope.spawn(|| limits.tell_under_way(kind, &done));
+        let others: Vec<_> = (1..jobs).map(|_| scope.spawn(work)).collect();
         work();
+        others.into_iter().for_each(|other| drop(other.join()));
+        done.store(true, Ordering::Relaxed);
     });
     if let Some(bar) = bar {
         bar.finish_and_clear();
@@ -131,6 +161,11 @@ fn run(kind: Kind, first: u64, jobs: usize, limits: &Limits, bar: Option<Progres
     sum.seconds = began.elapsed().as_secs_f64();
     sum.histories_per_core_second = sum.tally.histories as f64 / sum.seconds.max(1e-9) / jobs as f64;
     sum
+}
+
+/// The command that does the same again.
+fn replay(kind: Kind, seed: u64) -> String {
+    format!("stablefs simulate --seed {seed} --kind {}", kind.name())
 }
 
 fn words(panic: &(dyn std::any::Any + Send)) -> String {

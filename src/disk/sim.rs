@@ -169,15 +169,14 @@ impl World {
         Arc::new(SimDisk { world: self.clone(), shared, boot, closed: AtomicBool::new(false), read_only: false })
     }
 
-    /// From now on `tap` is told of every request to a disk of this world.
-    pub fn listen(&self, tap: Tap) {
-        *self.0.tap.lock() = Some(tap);
+    /// From now on `tap` (`None`: nobody) is told of every request to a disk of this world.
+    pub fn listen(&self, tap: Option<Tap>) {
+        *self.0.tap.lock() = tap;
     }
 
     fn tell(&self, disk: &Shared, op: &Op, fate: Fate) {
         let Some(tap) = self.0.tap.lock().clone() else { return };
-        let lies = matches!(fate, Fate::Done | Fate::Late) && !disk.holds(op);
-        tap(&Asked { disk: disk.index, op, fate: if lies { Fate::Lied } else { fate } });
+        tap(&Asked { disk: disk.index, op, said: fate, shared: disk });
     }
 
     /// Writes and flushes that the world has seen.
@@ -274,6 +273,14 @@ impl SimDisk {
     /// Faults by chance from now on.
     pub fn set_rates(&self, rates: Rates) {
         self.shared.medium.lock().rates = rates;
+    }
+
+    /// No new faults; what is damaged stays so. `revive`: a disk that was dead answers again, with what it has.
+    pub fn relieve(&self, revive: bool) {
+        let mut medium = self.shared.medium.lock();
+        medium.rates = Rates::default();
+        let (gone, unreadable) = (medium.faults.gone, std::mem::take(&mut medium.faults.unreadable));
+        medium.faults = Faults { gone: gone && !revive, unreadable, ..Faults::default() };
     }
 
     /// What it was asked so far.

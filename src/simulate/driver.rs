@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Who does everything.
-const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
+pub const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 /// Operations between two comparisons of everything.
 const COMPARE_EVERY: usize = 16;
 
@@ -43,14 +43,6 @@ pub struct Driver {
     pub log: Vec<Op>,
     /// Calls that failed for lack of room.
     pub no_space: usize,
-}
-
-/// What one operation did.
-enum Did {
-    /// What the model says, too.
-    Same,
-    /// There was no room.
-    NoSpace,
 }
 
 fn text(name: &[u8]) -> String {
@@ -136,7 +128,8 @@ impl Driver {
         self.log.push(op.clone());
         let mut outcome = self.call(op);
         let full = outcome.as_ref().is_err_and(|error| errno(error) == libc::ENOSPC);
-        if full && !needs_room(op) && !self.pins.is_empty() && !self.power.is_cut() {
+        let may_be_full = needs_room(op, self.now());
+        if full && !may_be_full && !self.pins.is_empty() && !self.power.is_cut() {
             // What readers hold does not come back before they let go; then it must, and the reserve does.
             self.unpin()?;
             self.store.commit(Force::Reclaim).map_err(|error| format!("a commit for room: {error}"))?;
@@ -144,24 +137,21 @@ impl Driver {
         }
         let mut next = self.now().clone();
         let expected = next.apply(op, *outcome.as_ref().unwrap_or(&0));
-        let did = match (outcome, expected) {
-            (Ok(_), Ok(())) => Did::Same,
+        let no_room = outcome.as_ref().is_err_and(|error| errno(error) == libc::ENOSPC) && may_be_full;
+        match (outcome, expected) {
+            (Ok(_), Ok(())) => self.accept(op, next)?,
             (Err(error), Err(code)) if errno(&error) == code => return Ok(()),
-            (Err(error), Err(_)) if errno(&error) == libc::ENOSPC && needs_room(op) => return Ok(()),
             (Err(_), _) if self.power.is_cut() => {
                 self.cut_in(op, next);
                 return Ok(());
             }
-            (Err(error), Ok(())) if errno(&error) == libc::ENOSPC && needs_room(op) => Did::NoSpace,
+            (Err(_), Err(_)) if no_room => return self.too_early(op),
+            (Err(_), Ok(())) if no_room => self.without_room(op, next)?,
             (Ok(_), Err(code)) => return Err(format!("{op:?} succeeded, should fail with errno {code}")),
             (Err(error), Ok(())) => return Err(format!("{op:?} failed: {}", describe(&error))),
             (Err(error), Err(code)) => {
                 return Err(format!("{op:?} failed: {}, should fail with errno {code}", describe(&error)));
             }
-        };
-        match did {
-            Did::Same => self.accept(op, next)?,
-            Did::NoSpace => self.without_room(op, next)?,
         }
         if self.log.len().is_multiple_of(COMPARE_EVERY) && !self.power.is_cut() {
             self.compare()?;
@@ -236,13 +226,19 @@ impl Driver {
         Ok(())
     }
 
-    fn without_room(&mut self, op: &Op, next: State) -> Result<(), String> {
-        self.no_space += 1;
+    /// There was no room for `op`: there is little then.
+    fn too_early(&self, op: &Op) -> Result<(), String> {
         let free = self.store.space().free;
         let needed = room(op) + 64;
         if free > needed {
             return Err(format!("{op:?} found no room, but {free} blocks are free for at most {needed}"));
         }
+        Ok(())
+    }
+
+    fn without_room(&mut self, op: &Op, next: State) -> Result<(), String> {
+        self.no_space += 1;
+        self.too_early(op)?;
         // Zeroing a range punches it first, and may then find no room to allocate it.
         if let (Some(mut half), Op::Allocate { ino, .. }) = (self.half(op), op) {
             let file = |state: &State| state.nodes[ino].file().cloned().expect("it is a file");
@@ -270,21 +266,11 @@ impl Driver {
             Op::Open { ino } => {
                 let handle = self.filesystem.open(*ino, libc::O_RDWR)?;
                 self.handles.entry(*ino).or_default().push(handle);
-                Ok(0)
             }
             Op::Release { ino } => {
                 let handle = self.handles.get_mut(ino).and_then(Vec::pop).expect("only what is open is closed");
                 self.filesystem.release(*ino, handle);
-                Ok(0)
             }
-            Op::Read { .. } | Op::Fsync { .. } => self.call_store(op),
-            Op::Sync | Op::Squeeze | Op::Place | Op::Reclaim | Op::Pin | Op::Unpin => self.call_store(op),
-            _ => perform(&self.filesystem, op),
-        }
-    }
-
-    fn call_store(&mut self, op: &Op) -> Result<u64, FsError> {
-        match op {
             Op::Read { ino, offset, length } => {
                 let mut out = Vec::new();
                 self.filesystem.read(*ino, *offset, &mut out, *length)?;
@@ -294,9 +280,7 @@ impl Driver {
                 assert!(out == file[from..to], "{op:?} gave wrong bytes");
             }
             Op::Fsync { ino } => {
-                let (sender, receiver) = crate::sync::mpsc::channel();
-                self.filesystem.fsync(*ino, false, Box::new(move |outcome| drop(sender.send(outcome))));
-                receiver.recv().expect("without threads the answer comes at once")?;
+                fsync(&self.filesystem, *ino)?;
             }
             Op::Sync => self.filesystem.sync()?,
             Op::Squeeze => {
@@ -311,7 +295,12 @@ impl Driver {
                     super::pinned::prove(&self.store, &pinned.root)?;
                 }
             }
-            _ => {}
+            Op::Pin => {}
+            Op::Copy { .. } => {
+                let copied = perform(&self.filesystem, op)?;
+                assert_eq!(copied, self.now().copied(op), "{op:?} copies what there is");
+            }
+            _ => return perform(&self.filesystem, op),
         }
         Ok(0)
     }
@@ -340,6 +329,17 @@ impl Driver {
             }
         }
         Err("reclaim never ends".into())
+    }
+
+    /// Everything settled and durable: the checker finds nothing, and what is there is what the model says.
+    ///
+    /// # Errors
+    /// Something is wrong.
+    pub fn finish(&mut self) -> Result<(), String> {
+        self.settle()?;
+        self.store.commit(Force::IfChanged).map_err(|error| format!("the last commit: {error}"))?;
+        self.compare()?;
+        super::clean(&self.store)
     }
 
     fn read_file(&self, ino: u64, most: u64) -> Result<Vec<u8>, String> {
@@ -423,7 +423,7 @@ impl Driver {
                 Err(FsError::NoSuchOffset) => file.len(),
                 Err(error) => return Err(format!("SEEK_DATA in inode {ino}: {}", describe(&error))),
             };
-            if file[at..data].iter().any(|byte| *byte != 0) {
+            if !crate::format::all_zero(&file[at..data]) {
                 return Err(format!("SEEK_DATA of inode {ino} skips data in {at}..{data}"));
             }
             if data == file.len() {
@@ -436,13 +436,13 @@ impl Driver {
     }
 }
 
-/// An operation on names, bytes or attributes: the inode that was made, or 0.
+/// Do `op`, which needs no handle and no store. Gives the number of what was made, or of bytes copied.
 ///
 /// # Errors
-/// The filesystem's.
+/// As the call.
 ///
 /// # Panics
-/// With an operation that needs an open file, the store or the model.
+/// `op` is none of these; or what it says it did is not what was asked.
 pub fn perform(fs: &Filesystem, op: &Op) -> Result<u64, FsError> {
     match op {
         Op::Create { dir, name, mode } => {
@@ -474,7 +474,7 @@ pub fn perform(fs: &Filesystem, op: &Op) -> Result<u64, FsError> {
         }
         Op::Allocate { ino, offset, length, mode } => fs.fallocate(*ino, *offset, *length, *mode).map(|()| 0),
         Op::Copy { from, from_offset, to, to_offset, length } => {
-            fs.copy_file_range(*from, *from_offset, *to, *to_offset, *length).map(|_| 0)
+            fs.copy_file_range(*from, *from_offset, *to, *to_offset, *length)
         }
         Op::Chmod { ino, mode } => {
             fs.setattr(*ino, &CALLER, &SetAttr { mode: Some(*mode), ..SetAttr::default() }).map(|_| 0)
@@ -498,11 +498,26 @@ pub fn perform(fs: &Filesystem, op: &Op) -> Result<u64, FsError> {
     }
 }
 
+/// Make `ino` durable, and wait for the answer.
+///
+/// # Errors
+/// As fsync(2).
+///
+/// # Panics
+/// Nobody answers.
+pub fn fsync(fs: &Filesystem, ino: u64) -> Result<(), FsError> {
+    let (sender, receiver) = crate::sync::mpsc::channel();
+    fs.fsync(ino, false, Box::new(move |outcome| drop(sender.send(outcome))));
+    receiver.recv().expect("every fsync is answered")
+}
+
 /// Whether the operation may fail for lack of room; what frees space must not.
-fn needs_room(op: &Op) -> bool {
+fn needs_room(op: &Op, state: &State) -> bool {
     match op {
         Op::Create { .. } | Op::Mkdir { .. } | Op::Symlink { .. } | Op::Fifo { .. } | Op::Link { .. } => true,
-        Op::Write { .. } | Op::Copy { .. } | Op::SetXattr { .. } | Op::Truncate { .. } => true,
+        Op::Write { .. } | Op::Copy { .. } | Op::SetXattr { .. } => true,
+        // What grows may end inside a block that is to be zeroed.
+        Op::Truncate { ino, size } => *size > state.nodes[ino].size(),
         Op::Allocate { mode, .. } => mode & libc::FALLOC_FL_PUNCH_HOLE == 0,
         _ => false,
     }

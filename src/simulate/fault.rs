@@ -8,11 +8,10 @@
 
 use super::driver::Driver;
 use super::judge::{self, Known};
-use super::{Bench, Failure, Tally, clean, examine_store};
-use crate::disk::sim::{CrashPlan, Fault, Faults, Random, Rates};
-use crate::format::Geometry;
+use super::{Ask, Bench, Failure, Tally, heal_only};
+use crate::disk::sim::{CrashPlan, Fault, Faults, Random, Rates, SimDisk};
+use crate::format::{Addr, Geometry};
 use crate::store::StoreError;
-use crate::store::check::{Finding, Outcome};
 use crate::store::commit::Force;
 
 /// What is wrong with one disk.
@@ -37,6 +36,8 @@ pub enum Kind {
     Hangs,
     HangsInFlush,
     ReadOnly,
+    /// The filesystem below has no room for what was never written.
+    Full,
     /// The container vanishes.
     Vanishes,
     /// A little of everything that can be healed, all the time.
@@ -45,7 +46,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 19] = [
+    pub const ALL: [Kind; 20] = [
         Kind::Rot,
         Kind::Zeros,
         Kind::Junk,
@@ -63,6 +64,7 @@ impl Kind {
         Kind::Hangs,
         Kind::HangsInFlush,
         Kind::ReadOnly,
+        Kind::Full,
         Kind::Vanishes,
         Kind::Mixed,
     ];
@@ -86,6 +88,21 @@ impl Kind {
         )
     }
 
+    /// Damage the block at `addr`; what is no damage of the medium makes it unreadable.
+    pub(super) fn hurt(self, disk: &SimDisk, addr: Addr, random: &mut Random) {
+        match self {
+            Kind::Rot => disk.rot(addr, random.bits()),
+            Kind::Zeros => disk.zero(addr),
+            Kind::Junk => disk.junk(addr),
+            Kind::Stale => {
+                disk.stale(addr);
+            }
+            _ => disk.faults(|faults| {
+                faults.unreadable.insert(addr);
+            }),
+        }
+    }
+
     /// Switch on what strikes requests: after `skip` of them, or from now on.
     pub(super) fn arm(self, faults: &mut Faults, skip: u32) {
         match self {
@@ -101,6 +118,7 @@ impl Kind {
             Kind::Hangs => faults.hang = Fault::Once(skip),
             Kind::HangsInFlush => faults.hang_flushes = Fault::Once(skip),
             Kind::ReadOnly => faults.read_only = true,
+            Kind::Full => faults.full = true,
             Kind::Vanishes => faults.fail_checks = Fault::Always,
             _ => {}
         }
@@ -141,17 +159,7 @@ impl Faulty {
                 continue;
             }
             self.bench.tally.faults += 1;
-            match self.kind {
-                Kind::Rot => disk.rot(addr, self.random.bits()),
-                Kind::Zeros => disk.zero(addr),
-                Kind::Junk => disk.junk(addr),
-                Kind::Stale => {
-                    disk.stale(addr);
-                }
-                _ => disk.faults(|faults| {
-                    faults.unreadable.insert(addr);
-                }),
-            }
+            self.kind.hurt(&disk, addr, &mut self.random);
         }
     }
 
@@ -161,7 +169,8 @@ impl Faulty {
             self.damage();
         } else if kind == Kind::Mixed {
             self.bench.disks[self.bad].set_rates(MIXED);
-        } else {
+        } else if kind != Kind::Full || self.bench.setup.grows {
+            // What does not grow has its space from the beginning.
             self.bench.disks[self.bad].faults(|faults| kind.arm(faults, skip));
         }
     }
@@ -169,25 +178,13 @@ impl Faulty {
     /// Whatever it was, it is over; a dead disk stays dead.
     fn relieve(&mut self) {
         let disk = &self.bench.disks[self.bad];
-        disk.set_rates(Rates::default());
-        disk.faults(|faults| {
-            let (gone, unreadable) = (faults.gone, std::mem::take(&mut faults.unreadable));
-            *faults = Faults { gone, unreadable, ..Faults::default() };
-        });
+        disk.relieve(false);
         disk.release_hung();
     }
 
     /// Scrub: everything that is found is on the bad disk, and healed. Then nothing is found.
     fn scrub(&self, driver: &Driver) -> Result<(), String> {
-        let report = examine_store(&driver.store, true);
-        for finding in &report.findings {
-            let healed =
-                matches!(finding, Finding::Block { replica, outcome: Outcome::Healed(_), .. } if *replica == self.bad);
-            if !healed {
-                return Err(format!("scrub: {finding}"));
-            }
-        }
-        clean(&driver.store)
+        heal_only(&driver.store, |replica| replica == self.bad)
     }
 
     fn count_healed(&mut self, driver: &Driver) {
@@ -241,7 +238,6 @@ impl Faulty {
 
     /// Power cut, then open what there is.
     fn after(&mut self, driver: Driver) -> Result<Driver, String> {
-        let was_out = !self.is_in_sync(&driver);
         self.count_healed(&driver);
         let without_it = self.out_at.is_some_and(|floor| driver.floor > floor);
         let known = Known::take(driver);
@@ -250,18 +246,23 @@ impl Faulty {
         self.bench.disks = self.bench.power.revive(plan);
         self.relieve();
         let (good, bad) = (1 - self.bad, self.bad);
-        if was_out && known.acknowledged() {
-            // Nobody may take the one that was left behind for whole.
-            match self.bench.open(&[bad], false) {
+        if without_it {
+            // Nobody may take the one that was left behind for whole: this host knows better.
+            match self.bench.open(&[bad], true) {
                 Err(StoreError::Refused(_)) => {}
                 Err(error) => return Err(format!("the bad replica alone: {error}")),
                 Ok(_) => return Err("the bad replica alone was opened".into()),
             }
         }
-        let (store, report) = match self.bench.open(&[0, 1], false) {
+        let (seen, opened) = self.bench.open_disks(&[0, 1], Ask::default());
+        let (store, report) = match opened {
             Ok(opened) => opened,
-            // It failed, but no root could say so any more; or a long write that went astray took both labels.
-            Err(StoreError::Refused(_)) if matches!(self.kind, Kind::Dies | Kind::MisdirectedWrite) => {
+            Err(StoreError::Refused(text)) => {
+                // It failed, but no root could say so any more; or a long write that went astray took both labels.
+                let excuse =
+                    seen.excuse(bad, good).filter(|_| matches!(self.kind, Kind::Dies | Kind::MisdirectedWrite));
+                excuse.ok_or_else(|| format!("refused: {text}"))?;
+                self.bench.tally.refused += 1;
                 self.bench.open(&[good], true).map_err(|error| format!("the good replica alone: {error}"))?
             }
             Err(error) => return Err(format!("opening: {error}")),

@@ -8,8 +8,8 @@
 
 use super::driver::Driver;
 use super::model::{Content, Node, State};
-use crate::format::BLOCK;
 use crate::format::item::Time;
+use crate::format::{BLOCK, all_zero};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -120,21 +120,33 @@ pub fn same(should: &State, is: &State) -> Result<(), String> {
 fn block_is(version: &[u8], block: usize, found: &[u8]) -> bool {
     let from = (block * BLOCK).min(version.len());
     let to = (from + found.len()).min(version.len());
-    version[from..to] == found[..to - from] && found[to - from..].iter().all(|byte| *byte == 0)
+    version[from..to] == found[..to - from] && all_zero(&found[to - from..])
 }
 
-/// Whether a file may look like `is` if its versions since it was last durable are `versions` (newest first).
+/// Whether a file may look like `is` if its versions since it was last durable are `versions` (newest first). What a
+/// truncate cut off is gone in every later one.
 fn file_fits(ino: u64, versions: &[&Arc<Vec<u8>>], is: &[u8]) -> Result<(), String> {
     let size = versions[0].len();
-    let shorter = is.len() < size && versions[1..].iter().any(|version| version.len() == is.len());
-    // A file that did not exist when it was last durable has a version of no bytes.
-    if is.len() != size && !shorter {
+    // How much of each was not cut off since.
+    let mut cut = usize::MAX;
+    let left: Vec<&[u8]> = versions
+        .iter()
+        .map(|version| {
+            cut = cut.min(version.len());
+            &version[..cut]
+        })
+        .collect();
+    // A size that was outgrown since, by what was not synced. (A file that did not exist when it was last durable has a
+    // version of no bytes.)
+    let outgrown =
+        versions.iter().zip(&left).any(|(version, left)| version.len() == is.len() && left.len() == is.len());
+    if is.len() != size && !outgrown {
         let sizes: Vec<usize> = versions.iter().map(|version| version.len()).collect();
         return Err(format!("inode {ino} has {} bytes, should have one of {sizes:?}", is.len()));
     }
     for (block, found) in is.chunks(BLOCK).enumerate() {
-        if !versions.iter().any(|version| block_is(version, block, found)) {
-            let zeros = found.iter().all(|byte| *byte == 0);
+        if !left.iter().any(|version| block_is(version, block, found)) {
+            let zeros = all_zero(found);
             let at = versions.iter().map(|v| {
                 let from = (block * BLOCK).min(v.len());
                 found.iter().zip(&v[from..]).position(|(a, b)| a != b)

@@ -3,10 +3,10 @@
 //!
 //! *Guarantees*: [`life`] fails if a promise was broken while faults stayed inside the single-fault assumption: at any
 //! time damage stands on one disk only (`suspect`), or, on both, on different blocks (`split`); a second disk is touched
-//! only after the first was proven whole. Everything is compared with the model after each step and after each recovery.
+//! only after the first was proven whole. Each result is compared with the model, everything every sixteen operations and after each recovery.
 //! *Assumes*: one thread. *Fails when*: the product breaks a promise: the seed replays it, the story says what happened.
 //! *Order*: damage → (operations, crashes, mounts) → scrub, fsck or replace that proves everything → damage elsewhere.
-//! *Not here*: two faults on one block (`tests/structures.rs`), every cut of one history (`history`).
+//! *Not here*: two faults on one block (`tests/structures`), every cut of one history (`history`), three replicas.
 //!
 //! | event | what must hold afterwards |
 //! |---|---|
@@ -15,9 +15,11 @@
 //! | degraded mount of either disk | the same; the absent one is not trusted until it is replaced |
 //! | a disk fails, hangs, fills up, vanishes | no error to the application, a root names it out |
 //! | replace, also cut | everything proven on the new disk; or it is no replica, and nothing else changed |
-//! | scrub | what was damaged is healed, the number of correct copies fell nowhere |
+//! | scrub | what was damaged is healed; on a disk that is good nothing was to be healed, by reads neither |
 //! | fsck -n, fsck -y | finds what there is to find, writes nothing; afterwards nothing is found |
-//! | old content, forks | refused, or known as behind; never mixed |
+//! | refusal of both | only where the suspect cannot be examined, is older, foreign or a copy |
+//! | left behind, replaced | alone refused by what the host saw; beside the others known as such |
+//! | old, foreign, copied content, forks | refused, or known as behind; never mixed |
 
 mod places;
 mod trouble;
@@ -25,12 +27,12 @@ mod trouble;
 use super::driver::Driver;
 use super::judge::{self, Known};
 use super::model::Op;
-use super::{Bench, DEADLINE, Failure, Setup, Tally, clean};
+use super::{Ask, Bench, Failure, Seen, Setup, Tally, clean, disk_path};
 use crate::disk::sim::{CrashPlan, Image, Random};
 use crate::store::commit::Force;
 use crate::store::recover::Report;
 use crate::store::{Store, StoreError};
-use crate::volume::fsck::{self, FsckOptions, FsckReport, Host};
+use crate::volume::fsck::{FsckOptions, FsckReport};
 use crate::volume::replace::{Place, resync};
 use crate::volume::scrub;
 use std::sync::Arc;
@@ -79,8 +81,10 @@ struct Life {
     out_since: Option<usize>,
     /// Something was acknowledged without this disk: it must not be called in sync.
     behind: Option<usize>,
-    /// The suspect came back with old content: alone it cannot know that it is old (the host's witness does).
-    restored: bool,
+    /// The suspect came back with what was never its own: alone it is another volume, its twin, or nothing.
+    strange: bool,
+    /// By slot: blocks healed there when all were last known to be good.
+    healed: Vec<u64>,
     /// For each slot: its disk, and what that held at an earlier mount.
     snapshots: Vec<Option<(usize, Image)>>,
     story: Vec<Line>,
@@ -109,6 +113,7 @@ pub fn life(seed: u64) -> Result<Tally, Failure> {
     let slots: Vec<usize> = (0..bench.disks.len()).collect();
     let mut life = Life {
         snapshots: vec![None; slots.len()],
+        healed: vec![0; slots.len()],
         slots,
         half_way: None,
         joining: None,
@@ -120,7 +125,7 @@ pub fn life(seed: u64) -> Result<Tally, Failure> {
         unreliable: false,
         out_since: None,
         behind: None,
-        restored: false,
+        strange: false,
         story: Vec::new(),
         left: OPERATIONS,
     };
@@ -235,6 +240,10 @@ impl Life {
         }
         self.bench.power.cut_at(None);
         self.bench.tally.healed += report.healed;
+        let good = |name: &str| !self.split && self.suspect.is_none_or(|bad| *name != disk_path(self.slots[bad]));
+        if let Some(count) = report.replicas.iter().find(|count| good(&count.name) && count.detected > 0) {
+            return Err(format!("a scrub found damage on a disk that is good: {count:?}"));
+        }
         let after = driver.store.mirror().members();
         if report.lost > 0 || report.failed > 0 || before != after {
             let more = (report.lost_paths.clone(), report.notes.clone());
@@ -242,7 +251,7 @@ impl Life {
         }
         if after.count() == self.slots.len() {
             clean(&driver.store).map_err(|text| format!("after a scrub: {text}"))?;
-            self.trust();
+            self.trust(&driver.store);
         }
         Ok(())
     }
@@ -303,7 +312,7 @@ impl Life {
             return self.good_ones_are_in(&driver.store);
         }
         clean(&driver.store).map_err(|text| format!("after a replace: {text}"))?;
-        self.trust();
+        self.trust(&driver.store);
         Ok(())
     }
 
@@ -405,10 +414,12 @@ impl Life {
 
     /// Mount both (or one alone); the power may fail in recovery, again and again.
     fn mount(&mut self, alone: Option<usize>) -> Result<Driver, String> {
+        let mut found = None;
         for _ in 0..self.random.below(3) {
             self.cut_soon(24);
             let opened = self.open(alone);
             if !self.bench.power.is_cut() {
+                found = Some(opened?);
                 break;
             }
             drop(opened);
@@ -416,8 +427,13 @@ impl Life {
             self.power_fails();
         }
         self.bench.power.cut_at(None);
-        self.release_hung();
-        let (store, report) = self.open(alone)?;
+        let (store, report) = match found {
+            Some(opened) => opened,
+            None => {
+                self.release_hung();
+                self.open(alone)?
+            }
+        };
         self.bench.tally.replayed += report.replayed;
         self.tell(format!("mounted (alone: {alone:?}), {} replayed, behind: {:?}", report.replayed, report.behind));
         if let Some(alone) = alone {
@@ -425,46 +441,69 @@ impl Life {
             self.suspect = Some(1 - alone);
             self.unreliable = true;
         }
-        self.note_members(&store, &report, alone)?;
+        self.bench.tally.mounts += 1;
+        self.note_members(&store, &report)?;
+        self.healed = vec![0; self.slots.len()];
+        self.good_ones_are_in(&store)?;
         for slot in 0..self.slots.len() {
-            self.snapshots[slot] = Some((self.slots[slot], self.disk(slot).snapshot()));
+            if !(self.strange && self.suspect == Some(slot)) {
+                self.snapshots[slot] = Some((self.slots[slot], self.disk(slot).snapshot()));
+            }
         }
         Driver::new(store, &self.bench.power)
     }
 
     /// Open what there is; whatever is refused must have a reason.
     fn open(&mut self, alone: Option<usize>) -> Result<(Store, Report), String> {
-        let disks = alone.map_or_else(|| self.all_disks(), |slot| vec![self.slots[slot]]);
-        match self.open_disks(&disks, alone.is_some()) {
-            Ok(opened) => Ok(opened),
+        let mut disks = alone.map_or_else(|| self.all_disks(), |slot| vec![self.slots[slot]]);
+        let has_former = !self.split
+            && self.half_way.is_none()
+            && self.suspect.is_none()
+            && self.former.is_some_and(|(slot, _)| alone != Some(slot))
+            && self.random.below(3) == 0;
+        if has_former {
+            disks.extend(self.former.map(|(_, disk)| disk));
+        }
+        let (seen, opened) = self.open_disks(&disks, Ask { degraded: alone.is_some(), accept_stale: false });
+        match opened {
+            Ok((store, report)) => {
+                if let Some((one, other)) = seen.strangers() {
+                    return Err(format!("disks {one} and {other} were taken for one volume: {seen:?}"));
+                }
+                if has_former {
+                    self.former_is_known(&seen, &report)?;
+                }
+                Ok((store, report))
+            }
             Err(_) if self.bench.power.is_cut() => Err("power cut".into()),
-            Err(StoreError::Refused(text)) if alone.is_none() && self.unreliable => {
-                // It failed, and no root could say so any more: the other one alone must do.
-                self.tell(format!("refused: {text}"));
-                self.bench.tally.refused += 1;
-                let good = 1 - self.suspect.expect("only a suspect is unreliable");
+            Err(StoreError::Refused(text)) if alone.is_none() => {
+                let excuse = self.excuse(&seen).ok_or_else(|| format!("opening {disks:?} was refused: {text}"))?;
+                // No root could say so any more, or it is not what it was: the other one alone must do.
+                self.tell(format!("refused, {excuse}: {text}"));
+                *(if self.strange { &mut self.bench.tally.strangers } else { &mut self.bench.tally.refused }) += 1;
+                let bad = self.slots[self.suspect.expect("only a suspect is unreliable")];
                 self.release_hung();
-                let one = self.half_way.is_none() && self.random.below(2) == 0;
-                let which = if one { vec![self.slots[good]] } else { self.all_disks() };
-                self.open_disks(&which, true).map_err(|error| format!("opening {which:?} degraded: {error}"))
+                let one = self.strange || self.half_way.is_none() && self.random.below(2) == 0;
+                let which: Vec<usize> = self.all_disks().into_iter().filter(|disk| !one || *disk != bad).collect();
+                self.open_degraded(&which).map_err(|error| format!("opening {which:?} degraded: {error}"))
             }
             Err(error) => Err(format!("opening {disks:?}: {error}")),
         }
     }
 
+    /// Why a person may have to say that it goes on without the suspect.
+    fn excuse(&self, seen: &Seen) -> Option<&'static str> {
+        let bad = self.suspect.filter(|_| self.unreliable && !self.split)?;
+        seen.excuse(self.slots[bad], self.slots[1 - bad])
+    }
+
     /// fsck, looking or repairing.
     fn check_offline(&mut self) -> Result<(), String> {
         self.relieve();
-        self.bench.tally.fscks += 1;
-        // A replica that is not there or behind, in one line or the other.
-        let about_replicas = |line: &&String| {
-            let of_a_block = line.contains(": block ");
-            !of_a_block && (line.starts_with("replica ") || line.contains("were not given"))
-        };
         if self.random.below(2) == 0 {
             let written = self.bench.power.io_count();
             let quick = self.random.below(4) == 0;
-            let report = self.fsck(false, quick)?;
+            let Some(report) = self.fsck(false, quick)? else { return Ok(()) };
             if self.bench.power.io_count() != written {
                 return Err("fsck -n has written something".into());
             }
@@ -479,37 +518,52 @@ impl Life {
         if self.random.below(3) == 0 {
             self.cut_soon(40);
         }
-        let report = self.fsck(true, false)?;
-        if self.bench.power.is_cut() {
-            self.power_fails();
-            return Ok(());
-        }
-        self.bench.power.cut_at(None);
-        let left: Vec<&String> = report.left.iter().filter(|line| !about_replicas(line)).collect();
+        let Some(report) = self.fsck(true, false)? else { return Ok(()) };
+        let left = self.but_for_the_suspect(&report.left, &report)?;
         if !left.is_empty() || report.lost > 0 {
             return Err(format!("fsck -y left {left:?}, lost {}", report.lost));
         }
-        let again = self.fsck(false, false)?;
-        let found: Vec<&String> = again.findings.iter().filter(|line| !about_replicas(line)).collect();
+        let Some(again) = self.fsck(false, false)? else { return Ok(()) };
+        let found = self.but_for_the_suspect(&again.findings, &again)?;
         if !found.is_empty() {
             return Err(format!("after fsck -y, fsck -n found {found:?}"));
         }
         Ok(())
     }
 
-    /// The real one, on these disks; a power cut gives an empty report.
-    fn fsck(&mut self, repair: bool, quick: bool) -> Result<FsckReport, String> {
-        let (present, absent) = self.present(&self.slots, repair);
-        let host =
-            Host { world: self.bench.clock(), deadline: DEADLINE, check: &|_, _| Ok(()), on_shrink: Box::new(|_| ()) };
+    /// `lines` without those that say that the suspect is absent or behind: the rest is to be put right.
+    fn but_for_the_suspect<'a>(&self, lines: &'a [String], report: &FsckReport) -> Result<Vec<&'a String>, String> {
+        let about = &report.findings[..report.absent_or_behind];
+        let name = self.suspect.map(|slot| format!("replica {}: ", disk_path(self.slots[slot])));
+        let is_his = |line: &String| name.as_ref().is_some_and(|name| line.starts_with(name.as_str()));
+        match about.iter().find(|line| !is_his(line)) {
+            Some(line) => Err(format!("fsck says of a disk that is good: {line}")),
+            None => Ok(lines.iter().filter(|line| !about.contains(line)).collect()),
+        }
+    }
+
+    /// The real one, on these disks; `None`: the power failed, or it was refused for a reason.
+    fn fsck(&mut self, repair: bool, quick: bool) -> Result<Option<FsckReport>, String> {
         self.tell(format!("fsck, repair: {repair}"));
-        match fsck::run(present, &absent, &FsckOptions { repair, quick }, host, &mut |_, _, _| ()) {
-            Ok((report, _)) => Ok(report),
-            Err(_) if self.bench.power.is_cut() => Ok(FsckReport::default()),
-            // Repair wants all replicas, or says so.
-            Err(StoreError::Refused(text)) if self.unreliable => {
-                self.tell(format!("fsck refused: {text}"));
-                Ok(FsckReport::default())
+        let slots = self.slots.clone();
+        let (seen, outcome) = self.bench.fsck_disks(&slots, &FsckOptions { repair, quick });
+        if self.bench.power.is_cut() {
+            self.power_fails();
+            return Ok(None);
+        }
+        self.bench.power.cut_at(None);
+        match outcome {
+            Ok(report) => {
+                self.bench.tally.fscks += 1;
+                Ok(Some(report))
+            }
+            // Repair wants all replicas.
+            Err(StoreError::Refused(text)) => {
+                let excuse =
+                    self.excuse(&seen).ok_or_else(|| format!("fsck, repair: {repair}, was refused: {text}"))?;
+                self.tell(format!("fsck refused, {excuse}: {text}"));
+                self.bench.tally.fscks_refused += 1;
+                Ok(None)
             }
             Err(error) => Err(format!("fsck, repair: {repair}: {error}")),
         }
@@ -532,36 +586,45 @@ impl Life {
             }
             driver = self.after_work(driver)?;
         }
-        self.bench.finish(&mut driver).map_err(|text| format!("at the end: {text}"))?;
+        driver.finish().map_err(|text| format!("at the end: {text}"))?;
         driver.store.commit(Force::Clean).map_err(|error| format!("the last commit: {error}"))?;
         driver.all_is_durable();
         let known = Known::take(driver);
-        let alone = self.random.below(self.slots.len() as u64) as usize;
-        let opened = self.open_disks(&[self.slots[alone]], true);
-        let (store, _) = opened.map_err(|error| format!("slot {alone} alone: {error}"))?;
-        let driver = Driver::new(store, &self.bench.power).map_err(|text| format!("slot {alone} alone: {text}"))?;
-        judge::judge(&known, driver.now()).map_err(|text| format!("slot {alone} alone: {text}"))?;
-        drop(driver);
-        if self.random.below(4) == 0 { self.fork(1 - alone) } else { Ok(()) }
+        let first = self.random.below(self.slots.len() as u64) as usize;
+        self.alone(first, false, &known)?;
+        if self.random.below(4) == 0 { self.fork(1 - first, &known) } else { Ok(()) }
     }
 
-    /// The other one was written alone: now `other` is, too. Together they are refused.
-    fn fork(&mut self, other: usize) -> Result<(), String> {
+    /// What this slot holds, without its twin, is everything.
+    fn alone(&mut self, slot: usize, accept_stale: bool, known: &Known) -> Result<(), String> {
+        let fail = |what: String| format!("slot {slot} alone: {what}");
+        let disk = self.slots[slot];
+        let (_, opened) = self.open_disks(&[disk], Ask { degraded: true, accept_stale });
+        let (store, _) = opened.map_err(|error| fail(error.to_string()))?;
+        let driver = Driver::new(store, &self.bench.power).map_err(fail)?;
+        judge::judge(known, driver.now()).map_err(fail)?;
+        clean(&driver.store).map_err(fail)
+    }
+
+    /// The other one was written alone. This one knows nothing of it, but this host does; and if a person insists, there
+    /// are two histories, which are never mixed.
+    fn fork(&mut self, other: usize, known: &Known) -> Result<(), String> {
         self.bench.tally.forks += 1;
-        let opened = self.open_disks(&[self.slots[other]], true);
-        drop(opened.map_err(|error| format!("slot {other} alone: {error}"))?);
-        match self.open_disks(&self.slots, true) {
-            Err(StoreError::Refused(_)) => Ok(()),
-            Err(error) => Err(format!("two histories: {error}")),
-            Ok(_) => Err("two histories that were written apart were opened as one".into()),
-        }
+        let disk = self.slots[other];
+        self.must_be_refused(&[disk], "the one that was left behind at the end")?;
+        self.alone(other, true, known)?;
+        let both = self.slots.clone();
+        self.must_be_refused(&both, "two histories that were written apart")
     }
 
-    /// Disks that must not be taken for the volume.
+    /// Disks that must not be taken for the volume, not even where replicas may be missing.
     fn distrust(&mut self) -> Result<(), String> {
-        if let (Some(disk), false) = (self.behind, self.restored) {
+        if let Some(disk) = self.behind.filter(|_| !self.strange) {
             self.must_be_refused(&[disk], "the one that was left behind")?;
         }
-        if self.suspect.is_none() && self.half_way.is_none() { self.old_disk_is_refused() } else { Ok(()) }
+        match self.former.filter(|_| self.half_way.is_none()) {
+            Some((_, disk)) => self.must_be_refused(&[disk], "a disk that was replaced"),
+            None => Ok(()),
+        }
     }
 }

@@ -387,6 +387,12 @@ impl State {
         Ok(())
     }
 
+    /// Bytes that this copy copies.
+    pub fn copied(&self, op: &Op) -> u64 {
+        let Op::Copy { from, from_offset, length, .. } = op else { return 0 };
+        (*length).min(self.nodes[from].size().saturating_sub(*from_offset))
+    }
+
     /// Do `op`. `new_ino`: the number that the filesystem gave to what is made.
     ///
     /// # Errors

@@ -28,19 +28,19 @@ pub mod twin;
 use super::driver::Driver;
 use super::judge::{Known, judge};
 use super::model::{Op, State};
-use super::{Bench, DEADLINE, Failure, Setup, clean};
+use super::{Bench, DEADLINE, Failure, Setup, look_at, tally};
 use crate::disk::backing::Backing;
 use crate::disk::sim::{Image, Random, SimDisk, World as Power};
 use crate::format::ROOT_INO;
 use crate::store::commit::Force;
-use crate::store::recover::{OpenStore, Present, Report, examine, open};
+use crate::store::recover::{OpenStore, Report, open};
 use crate::store::{Store, StoreError, StoreOptions};
 use crate::world::Seeded;
 use acts::Act;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, OnceLock};
-use tape::{Crashes, Events, Outcome, Recorder, Tape};
+use tape::{Crashes, Events, Outcome, Tape};
 use twin::Twin;
 
 /// Stages of a case have a clock and identities of their own, as two boots have.
@@ -48,60 +48,27 @@ pub(crate) const RUNS: u64 = 1;
 pub(crate) const RECOVERS: u64 = 2;
 pub(crate) const RUNS_AGAIN: u64 = 3;
 
-/// What a run covered.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Covered {
+tally! {
+    /// What a run covered.
+    Covered,
     /// Sequences of operations, or runs of a procedure.
-    pub sequences: u64,
+    sequences: "sequences",
     /// Writes and flushes at which the power was cut, ends of sequences included.
-    pub cuts: u64,
+    cuts: "crash points",
     /// Cuts with their outcomes.
-    pub crashes: u64,
+    crashes: "crashes",
     /// Different states of both disks among these.
-    pub images: u64,
+    images: "of these different",
     /// Recoveries from these, with one disk corrupt, stale or absent included.
-    pub recoveries: u64,
+    recoveries: "recoveries",
     /// Of these, cut again.
-    pub recoveries_cut: u64,
+    recoveries_cut: "recoveries cut again",
     /// Log records replayed.
-    pub replayed: u64,
+    replayed: "log records replayed",
     /// Faults injected: disks made corrupt, stale or absent, requests that failed.
-    pub faults: u64,
+    faults: "faults injected",
     /// Copies healed.
-    pub healed: u64,
-}
-
-impl Covered {
-    /// Both together.
-    pub fn add(&mut self, other: &Covered) {
-        self.sequences += other.sequences;
-        self.cuts += other.cuts;
-        self.crashes += other.crashes;
-        self.images += other.images;
-        self.recoveries += other.recoveries;
-        self.recoveries_cut += other.recoveries_cut;
-        self.replayed += other.replayed;
-        self.faults += other.faults;
-        self.healed += other.healed;
-    }
-}
-
-impl std::fmt::Display for Covered {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{} sequences, {} crash points, {} crashes ({} different), {} recoveries ({} cut again), {} log records replayed, {} faults injected, {} copies healed",
-            self.sequences,
-            self.cuts,
-            self.crashes,
-            self.images,
-            self.recoveries,
-            self.recoveries_cut,
-            self.replayed,
-            self.faults,
-            self.healed
-        )
-    }
+    healed: "copies healed",
 }
 
 /// What the volumes of the small world are.
@@ -180,41 +147,20 @@ impl Ground {
         Ground { power, disks, clock: Arc::new(Seeded::new(stage)) }
     }
 
-    /// Open what is on the disks `which`; `tape` records what is written.
-    pub fn open(
-        &mut self,
-        which: &[usize],
-        degraded: bool,
-        tape: Option<&Tape>,
-    ) -> Result<(Store, Report), StoreError> {
-        self.open_held(which, degraded, tape, false)
+    /// Open what is on the disks `which`.
+    pub fn open(&mut self, which: &[usize], degraded: bool) -> Result<(Store, Report), StoreError> {
+        self.open_held(which, degraded, false)
     }
 
     /// As [`Ground::open`]; `hold`: without replaying or writing anything.
-    pub fn open_held(
-        &mut self,
-        which: &[usize],
-        degraded: bool,
-        tape: Option<&Tape>,
-        hold: bool,
-    ) -> Result<(Store, Report), StoreError> {
-        let mut present = Vec::new();
-        for index in which {
+    pub fn open_held(&mut self, which: &[usize], degraded: bool, hold: bool) -> Result<(Store, Report), StoreError> {
+        let handle = |index: &usize| {
             self.disks[*index] = self.disks[*index].reopen();
-            let disk = self.disks[*index].clone();
-            let backing: Arc<dyn Backing> = match tape {
-                Some(tape) => Recorder::new(disk, *index, tape),
-                None => disk,
-            };
-            if let Ok(found) = examine(&*backing, DEADLINE) {
-                present.push(Present { path: format!("/disk/{index}"), backing, found });
-            }
-        }
-        open(
-            present,
-            OpenStore { degraded, deadline: DEADLINE, store: setup().store, on_shrink: None, hold },
-            self.clock.clone(),
-        )
+            (*index, self.disks[*index].clone() as Arc<dyn Backing>)
+        };
+        let (present, _) = look_at(which.iter().map(handle).collect::<Vec<_>>());
+        let options = OpenStore { degraded, deadline: DEADLINE, store: setup().store, on_shrink: None, hold };
+        open(present, options, self.clock.clone())
     }
 }
 
@@ -295,7 +241,7 @@ pub fn refused() -> Result<u64, Failure> {
     let mut ground = Ground::new(&prepared().images, RUNS);
     let mut count = 0;
     let mut all = || {
-        let (store, _) = ground.open(&[0, 1], false, None).map_err(|error| error.to_string())?;
+        let (store, _) = ground.open(&[0, 1], false).map_err(|error| error.to_string())?;
         let mut driver = Driver::new(store, &ground.power)?;
         for act in acts::all() {
             if let Some(op) = act.resolve(driver.now(), 1)
@@ -347,9 +293,9 @@ struct Run {
 impl Run {
     fn new(sequence: &Sequence) -> Result<Run, String> {
         let acts = acts::all();
-        let tape = Tape::default();
         let mut ground = Ground::new(&prepared().images, RUNS);
-        let opened = ground.open(&[0, 1], false, Some(&tape));
+        let tape = tape::record(&ground.power);
+        let opened = ground.open(&[0, 1], false);
         let (store, _) = opened.map_err(|error| format!("opening: {error}"))?;
         let mut driver = Driver::new(store, &ground.power)?;
         let start = ground.disks.iter().map(|disk| disk.snapshot()).collect();
@@ -461,14 +407,6 @@ pub(crate) fn live_on(driver: &mut Driver, seed: u64) -> Result<(), String> {
     let from = (seed % acts.len() as u64) as usize;
     let possible = acts.iter().cycle().skip(from).take(acts.len()).find(|act| possible(**act, driver.now()).is_some());
     let op = possible.and_then(|act| act.resolve(driver.now(), seed | 1)).ok_or("nothing is possible any more")?;
-    let outcome = driver.step(&op).and_then(|()| finish(driver));
+    let outcome = driver.step(&op).and_then(|()| driver.finish());
     outcome.map_err(|text| format!("afterwards, with {op:?}: {text}"))
-}
-
-/// As `Bench::finish`.
-pub(crate) fn finish(driver: &mut Driver) -> Result<(), String> {
-    driver.settle()?;
-    driver.store.commit(Force::IfChanged).map_err(|error| format!("the last commit: {error}"))?;
-    driver.compare()?;
-    clean(&driver.store)
 }

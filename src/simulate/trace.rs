@@ -8,7 +8,7 @@
 
 use super::driver::Driver;
 use super::model::Op as Operation;
-use super::{Bench, DEADLINE, Setup, generate};
+use super::{Ask, Bench, Setup, disk_of, disk_path, generate};
 use crate::disk::ReplicaName;
 use crate::disk::backing::{Backing, Op};
 use crate::disk::sim::{Asked, CrashPlan, Fate, Fault, Faults, Image, Random, SimDisk};
@@ -16,11 +16,11 @@ use crate::format::geometry::ROOT_SLOTS;
 use crate::format::log::{RecordHead, decode_head, entries};
 use crate::format::{BLOCK, Geometry, Label, Root, Uuid, all_zero};
 use crate::store::commit::Force;
-use crate::store::recover::{OpenStore, Present, Report, examine};
+use crate::store::history::ShrinkHook;
+use crate::store::recover::Report;
 use crate::store::{Store, StoreError};
 use crate::sync::Mutex;
 use crate::volume::replace::{Place, resync};
-use crate::volume::witness::Witness;
 use std::sync::Arc;
 
 /// What stands in a root slot.
@@ -124,14 +124,13 @@ struct Tracer {
     bench: Bench,
     random: Random,
     events: Arc<Mutex<Vec<Event>>>,
-    witness: Arc<Mutex<Option<Witness>>>,
     label: Label,
     old: Option<(usize, Image)>,
     replicas: u8,
 }
 
 fn decode(asked: &Asked<'_>, label: &Label) -> Vec<Event> {
-    let (disk, fate) = (asked.disk, asked.fate);
+    let (disk, fate) = (asked.disk, asked.fate());
     let bad = matches!(fate, Fate::Failed | Fate::Hung);
     let unanswered = |what| if bad { vec![Event::Unanswered { disk, what }] } else { Vec::new() };
     let (addr, data) = match asked.op {
@@ -194,8 +193,8 @@ impl Tracer {
         let label = label.expect("a formatted disk");
         let events: Arc<Mutex<Vec<Event>>> = Arc::default();
         let (heard, known) = (events.clone(), label.clone());
-        bench.power.listen(Arc::new(move |asked| heard.lock().extend(decode(asked, &known))));
-        Tracer { bench, random, events, witness: Arc::default(), label, old: None, replicas: 0 }
+        bench.power.listen(Some(Arc::new(move |asked| heard.lock().extend(decode(asked, &known)))));
+        Tracer { bench, random, events, label, old: None, replicas: 0 }
     }
 
     fn tell(&self, event: Event) {
@@ -208,33 +207,15 @@ impl Tracer {
     }
 
     fn open(&mut self, which: &[usize], degraded: bool, accept_stale: bool) -> Result<(Store, Report), StoreError> {
-        let mut present = Vec::new();
-        let mut there = Vec::new();
-        for &disk in which {
-            self.bench.disks[disk] = self.bench.disks[disk].reopen();
-            let (path, backing) = (format!("/disk/{disk}"), self.bench.disks[disk].clone() as Arc<dyn Backing>);
-            if let Ok(found) = examine(&*backing, DEADLINE) {
-                present.push(Present { path, backing, found });
-                there.push(disk);
-            }
-        }
+        let (present, _) = self.bench.look(which);
+        let there = present.iter().filter_map(|one| disk_of(&one.path)).collect();
         self.tell(Event::Mount { present: there, degraded, accept_stale });
-        if present.is_empty() {
-            return Err(StoreError::Refused("no replica was given".into()));
-        }
-        let (witness, events) = (self.witness.clone(), self.events.clone());
-        let open = OpenStore {
-            degraded,
-            deadline: DEADLINE,
-            store: self.bench.setup.store.clone(),
-            on_shrink: Some(Box::new(move |root| {
-                *witness.lock() = Some(Witness::of(root, &[]));
-                events.lock().push(Event::Witness(Box::new(root.clone())));
-            })),
-            hold: true,
-        };
-        let seen = self.witness.lock().clone();
-        crate::volume::open_store(present, open, seen, accept_stale, self.bench.clock())
+        let (write_down, events) = (self.bench.on_shrink(), self.events.clone());
+        let on_shrink: ShrinkHook = Box::new(move |root| {
+            write_down(root);
+            events.lock().push(Event::Witness(Box::new(root.clone())));
+        });
+        self.bench.open_present(present, Ask { degraded, accept_stale }, on_shrink)
     }
 
     /// Mount as a person would: all, or some; with more words where they are asked for.
@@ -307,7 +288,7 @@ impl Tracer {
         let health = store.mirror().health();
         let seat = self.random.below(health.len() as u64) as usize;
         let used: Vec<String> = health.iter().filter(|h| h.state.takes_writes()).map(|h| h.name.path.clone()).collect();
-        let free = (0..self.bench.disks.len()).find(|disk| !used.contains(&format!("/disk/{disk}")));
+        let free = (0..self.bench.disks.len()).find(|disk| !used.contains(&disk_path(*disk)));
         let Some(disk) = free else { return };
         let target = self.bench.disks[disk].clone();
         if store.commit(Force::Always).is_err() || self.bench.power.is_cut() || target.in_flight() > 0 {
@@ -319,7 +300,7 @@ impl Tracer {
             false => Place::Free(seat),
         };
         self.replicas += 1;
-        let name = ReplicaName { uuid: Uuid([0xe0 + self.replicas; 16]), path: format!("/disk/{disk}") };
+        let name = ReplicaName { uuid: Uuid([0xe0 + self.replicas; 16]), path: disk_path(disk) };
         self.tell(Event::Replace { seat, disk });
         let done = resync(&store, place, name, self.bench.disks[disk].reopen(), &mut |_| true);
         if !self.bench.power.is_cut() {

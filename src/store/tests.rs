@@ -136,12 +136,12 @@ fn beside_a_commit(rig: &Rig, store: &Store, then: impl FnOnce()) {
     let (reached, is_reached) = crate::sync::mpsc::channel();
     let (go, may_go) = crate::sync::mpsc::channel();
     let first = Mutex::new(Some((reached, may_go)));
-    rig.power.listen(Arc::new(move |_| {
+    rig.power.listen(Some(Arc::new(move |_| {
         if let Some((reached, may_go)) = first.lock().take() {
             reached.send(()).expect("somebody waits");
             may_go.recv().expect("somebody lets it go");
         }
-    }));
+    })));
     crate::sync::thread::scope(|scope| {
         scope.spawn(|| store.commit(Force::Always).unwrap());
         is_reached.recv().unwrap();

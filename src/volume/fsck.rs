@@ -49,6 +49,9 @@ pub struct FsckReport {
     pub findings: Vec<String>,
     /// Findings beyond those listed.
     pub findings_dropped: u64,
+    /// How many of these are of replicas that are absent or behind: they come first.
+    #[serde(skip)]
+    pub absent_or_behind: usize,
     /// What was put right, one line each.
     pub repaired: Vec<String>,
     /// What is still wrong at the end.
@@ -230,6 +233,7 @@ pub(crate) fn run(
         report.findings.push(format!("replica not given ({count} of this volume): its blocks are not proven"));
     }
     let hurt = report.findings.len();
+    report.absent_or_behind = hurt;
     if options.repair && gone > absent.len() {
         return not_given();
     }

@@ -317,7 +317,8 @@ impl Medium {
             return Err(os_error(libc::EROFS));
         }
         let range = addr..addr.saturating_add(blocks);
-        self.allocated.retain(|chunk| !range.contains(&(chunk * CHUNK)));
+        // Of a chunk that is punched in part the rest keeps its space.
+        self.allocated.retain(|chunk| chunk * CHUNK < range.start || (chunk + 1) * CHUNK > range.end);
         self.pending.retain(|(at, _)| !range.contains(at));
         self.latest.retain(|at, _| !range.contains(at));
         Arc::make_mut(&mut self.durable).retain(|at, _| !range.contains(at));

@@ -4,6 +4,7 @@
 //! is told again when it lands. *Assumes*: the listener asks no disk of this world. *Fails when*: never.
 //! *Order*: called with no lock held. *Not here*: what requests mean.
 
+use super::Shared;
 use crate::disk::backing::Op;
 use std::sync::Arc;
 
@@ -30,8 +31,17 @@ pub struct Asked<'a> {
     pub disk: usize,
     /// What it was asked.
     pub op: &'a Op,
-    /// What became of that.
-    pub fate: Fate,
+    /// What became of that, as the disk said; [`Asked::fate`] knows better.
+    pub said: Fate,
+    pub(super) shared: &'a Shared,
+}
+
+impl Asked<'_> {
+    /// What became of it: compares what is on the disk.
+    pub fn fate(&self) -> Fate {
+        let lies = matches!(self.said, Fate::Done | Fate::Late) && !self.shared.holds(self.op);
+        if lies { Fate::Lied } else { self.said }
+    }
 }
 
 /// Who listens.

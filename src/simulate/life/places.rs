@@ -6,18 +6,13 @@
 
 use super::Life;
 use crate::disk::ReplicaName;
-use crate::disk::backing::Backing;
 use crate::disk::sim::SimDisk;
-use crate::simulate::DEADLINE;
 use crate::simulate::driver::Driver;
-use crate::store::recover::{OpenStore, Present, Report, examine, open};
+use crate::simulate::{Ask, Seen, disk_of, disk_path};
+use crate::store::recover::Report;
 use crate::store::{Store, StoreError};
 use crate::volume::replace::Place;
 use std::sync::Arc;
-
-fn path(disk: usize) -> String {
-    format!("/disk/{disk}")
-}
 
 impl Life {
     /// The disk in a slot, past the volume.
@@ -25,34 +20,22 @@ impl Life {
         self.bench.power.disk_at(self.slots[slot])
     }
 
-    /// As the daemon opens it, or as one who only looks.
-    fn backing(&self, disk: usize, write: bool) -> (String, Arc<dyn Backing>) {
-        let power = &self.bench.power;
-        (path(disk), if write { power.disk_at(disk) } else { power.disk_to_read(disk) } as Arc<dyn Backing>)
-    }
-
     pub(super) fn new_name(&self, store: &Store, disk: usize) -> ReplicaName {
-        ReplicaName { uuid: store.world().uuid(), path: path(disk) }
+        ReplicaName { uuid: store.world().uuid(), path: disk_path(disk) }
     }
 
-    /// What can be examined of these disks, and what cannot.
-    pub(super) fn present(&self, disks: &[usize], write: bool) -> (Vec<Present>, Vec<(String, String)>) {
-        let (mut present, mut absent) = (Vec::new(), Vec::new());
-        for disk in disks {
-            let (path, backing) = self.backing(*disk, write);
-            match examine(&*backing, DEADLINE) {
-                Ok(found) => present.push(Present { path, backing, found }),
-                Err(why) => absent.push((path, why)),
-            }
+    /// Open the volume on these disks, given in any order.
+    pub(super) fn open_disks(&mut self, disks: &[usize], ask: Ask) -> (Seen, Result<(Store, Report), StoreError>) {
+        let mut disks = disks.to_vec();
+        if self.random.below(2) == 0 {
+            disks.reverse();
         }
-        (present, absent)
+        self.bench.open_disks(&disks, ask)
     }
 
-    /// Open the volume on these disks.
-    pub(super) fn open_disks(&self, disks: &[usize], degraded: bool) -> Result<(Store, Report), StoreError> {
-        let store = self.bench.setup.store.clone();
-        let options = OpenStore { degraded, deadline: DEADLINE, store, on_shrink: None, hold: false };
-        open(self.present(disks, true).0, options, self.bench.clock())
+    /// Open the volume although replicas are missing; nothing newer was seen elsewhere.
+    pub(super) fn open_degraded(&mut self, disks: &[usize]) -> Result<(Store, Report), StoreError> {
+        self.open_disks(disks, Ask { degraded: true, accept_stale: false }).1
     }
 
     /// Disks of all slots, and one more that a replace was at when the power failed.
@@ -61,23 +44,22 @@ impl Life {
     }
 
     /// The slots as the mirror has them; everyone but the suspect must be in sync.
-    pub(super) fn note_members(&mut self, store: &Store, report: &Report, alone: Option<usize>) -> Result<(), String> {
+    pub(super) fn note_members(&mut self, store: &Store, report: &Report) -> Result<(), String> {
         let members = store.mirror().members();
         for health in store.mirror().health() {
-            if let Some(disk) = health.name.path.strip_prefix("/disk/").and_then(|number| number.parse().ok()) {
+            if let Some(disk) = disk_of(&health.name.path) {
                 self.slots[health.slot] = disk;
             }
         }
         self.half_way = None;
         self.good_ones_are_in(store)?;
-        if let (Some(disk), None) = (self.behind.take(), alone)
+        if let Some(disk) = self.behind.take()
             && (0..self.slots.len()).any(|slot| self.slots[slot] == disk && members.contains(slot))
         {
             return Err(format!("disk {disk} was left behind and is called in sync: {:?}", report.behind));
         }
-        if let Some(alone) = alone {
-            self.behind = Some(self.slots[1 - alone]);
-        }
+        // It goes on without the suspect, and a root says so.
+        self.behind = self.suspect.filter(|slot| !members.contains(*slot)).map(|slot| self.slots[slot]);
         Ok(())
     }
 
@@ -87,6 +69,13 @@ impl Life {
         for slot in (0..self.slots.len()).filter(|slot| self.suspect != Some(*slot)) {
             if !members.contains(slot) && !self.bench.power.is_cut() {
                 return Err(format!("slot {slot} is good and is out: {}", store.mirror().health()[slot].cause));
+            }
+            let healed = store.mirror().health()[slot].counters.healed;
+            if healed > self.healed[slot] && !self.split {
+                return Err(format!(
+                    "slot {slot} is good, and {} blocks on it had to be healed",
+                    healed - self.healed[slot]
+                ));
             }
         }
         Ok(())
@@ -120,20 +109,21 @@ impl Life {
         (if is_out { Place::Free(slot) } else { Place::Taken(slot) }, target)
     }
 
-    /// Nobody may take these for the volume as it is now.
-    pub(super) fn must_be_refused(&self, disks: &[usize], who: &str) -> Result<(), String> {
-        match self.open_disks(disks, false) {
+    /// Nobody may take these for the volume as it is now, whatever is said but that it may be old.
+    pub(super) fn must_be_refused(&mut self, disks: &[usize], who: &str) -> Result<(), String> {
+        match self.open_degraded(disks) {
             Err(StoreError::Refused(_)) => Ok(()),
             Err(error) => Err(format!("{who}: {error}")),
-            Ok(_) => Err(format!("{who} was opened")),
+            Ok((_, report)) => Err(format!("{who} was opened: {report:?}")),
         }
     }
 
-    /// A disk that was replaced, with the twin of its successor.
-    pub(super) fn old_disk_is_refused(&self) -> Result<(), String> {
-        let Some((slot, disk)) = self.former else { return Ok(()) };
-        let twin = self.slots[1 - slot];
-        self.must_be_refused(&[disk, twin], "a disk that was replaced, beside the twin of its successor")?;
-        self.must_be_refused(&[disk], "a disk that was replaced")
+    /// A disk that was replaced may be given beside those of the volume: it is known as such, and serves nothing.
+    pub(super) fn former_is_known(&self, seen: &Seen, report: &Report) -> Result<(), String> {
+        let Some((_, disk)) = self.former.filter(|(_, disk)| seen.head(*disk).is_some()) else { return Ok(()) };
+        if report.behind.iter().any(|(path, _)| *path == disk_path(disk)) {
+            return Ok(());
+        }
+        Err(format!("disk {disk} was replaced and is not called so: {:?}", report.behind))
     }
 }

@@ -6,11 +6,13 @@
 //! *Order*: none. *Not here*: what must hold nevertheless (`life`).
 
 use super::Life;
-use crate::disk::sim::{Faults, Rates, SimDisk};
+use crate::disk::sim::{Image, Rates, SimDisk};
 use crate::format::geometry::SPACE_AT;
 use crate::format::{Addr, Geometry};
 use crate::simulate::driver::Driver;
 use crate::simulate::fault::Kind;
+use crate::simulate::foreign;
+use crate::store::Store;
 use std::sync::Arc;
 
 /// Highest rate of each fault: a tenth of all requests.
@@ -91,21 +93,22 @@ impl Life {
     fn strike(&mut self, slot: usize) {
         let kind = *self.random.pick(&Kind::ALL);
         let skip = self.random.below(24) as u32;
-        if kind.is_damage() || kind == Kind::Mixed {
+        // What does not grow has its space from the beginning.
+        if kind.is_damage() || kind == Kind::Mixed || kind == Kind::Full && !self.bench.setup.grows {
             return self.damage(slot);
         }
         self.tell(format!("slot {slot}: {kind:?} after {skip} requests"));
         self.unreliable = true;
         self.disk(slot).faults(|faults| kind.arm(faults, skip));
-        if self.bench.setup.grows && self.random.below(8) == 0 {
-            self.disk(slot).faults(|faults| faults.full = true);
-        }
     }
 
     /// Damage some blocks of the suspect.
     fn damage(&mut self, slot: usize) {
         let disk = self.disk(slot);
         let all = disk.addresses();
+        if all.is_empty() {
+            return;
+        }
         let count = self.random.range(1, 9);
         self.tell(format!("{count} blocks of slot {slot} are damaged"));
         for _ in 0..count {
@@ -145,27 +148,13 @@ impl Life {
 
     fn hurt(&mut self, disk: &Arc<SimDisk>, addr: Addr) {
         self.bench.tally.faults += 1;
-        match self.random.below(5) {
-            0 => disk.rot(addr, self.random.bits()),
-            1 => disk.zero(addr),
-            2 => disk.junk(addr),
-            3 => drop(disk.stale(addr)),
-            _ => disk.faults(|faults| {
-                faults.unreadable.insert(addr);
-            }),
-        }
+        let kind = *self.random.pick(&[Kind::Rot, Kind::Zeros, Kind::Junk, Kind::Stale, Kind::Unreadable]);
+        kind.hurt(disk, addr, &mut self.random);
     }
 
     /// No new faults; what is damaged stays so. A disk that was dead answers again, with what it has.
     pub(super) fn relieve(&mut self) {
-        for slot in 0..self.slots.len() {
-            let disk = self.disk(slot);
-            disk.set_rates(Rates::default());
-            disk.faults(|faults| {
-                let unreadable = std::mem::take(&mut faults.unreadable);
-                *faults = Faults { unreadable, ..Faults::default() };
-            });
-        }
+        (0..self.slots.len()).for_each(|slot| self.disk(slot).relieve(true));
     }
 
     /// What hangs lands now, late.
@@ -197,10 +186,11 @@ impl Life {
     }
 
     /// Both disks were proven whole.
-    pub(super) fn trust(&mut self) {
+    pub(super) fn trust(&mut self, store: &Store) {
+        self.healed = store.mirror().health().iter().map(|health| health.counters.healed).collect();
         self.suspect = None;
         self.out_since = None;
-        self.restored = false;
+        self.strange = false;
         self.split = false;
         if std::mem::take(&mut self.unreliable) {
             // A cache that lied about a flush has drained meanwhile.
@@ -208,7 +198,7 @@ impl Life {
         }
     }
 
-    /// Give a slot the content that its disk had some time ago.
+    /// A slot comes back with what its disk held some time ago, or with what was never its own.
     pub(super) fn maybe_bring_back_old(&mut self) {
         let slot = match self.suspect {
             Some(suspect) => suspect,
@@ -218,11 +208,19 @@ impl Life {
         if self.split || disk != self.slots[slot] || self.random.below(10) > 0 {
             return;
         }
-        self.tell(format!("slot {slot} comes back with old content"));
+        // Who is on the way to a place is then told from who is not by what they hold.
+        let drawn = if self.half_way.is_some() { 5 } else { self.random.below(6) };
+        let (what, image) = match drawn {
+            0 => ("nothing at all", Image::default()),
+            1 => ("another volume", foreign(&self.bench.setup)[slot].0.clone()),
+            2 => ("a copy of its twin", self.disk(1 - slot).snapshot()),
+            _ => ("old content", image),
+        };
+        self.tell(format!("slot {slot} comes back with {what}"));
         self.bench.tally.stale += 1;
         self.disk(slot).restore(image);
         self.suspect = Some(slot);
         self.unreliable = true;
-        self.restored = true;
+        self.strange = what != "old content";
     }
 }

@@ -15,8 +15,7 @@ use crate::simulate::driver::Driver;
 use crate::simulate::generate::Weights;
 use crate::simulate::judge::{Known, judge, same};
 use crate::simulate::model::{Op, State};
-use crate::simulate::{Bench, Failure, clean, examine_store};
-use crate::store::check::{Finding, Outcome};
+use crate::simulate::{Bench, Failure, clean, disk_path, heal_only};
 use crate::store::commit::Force;
 use crate::volume::replace::{Place, resync};
 use crate::volume::scrub;
@@ -90,10 +89,6 @@ struct Nth {
     hanging: usize,
 }
 
-fn path(disk: usize) -> String {
-    format!("/disk/{disk}")
-}
-
 impl Nth {
     fn step(&mut self, driver: &mut Driver, op: &Op) -> Result<(), String> {
         driver.step(op)?;
@@ -153,12 +148,12 @@ impl Nth {
             mirror.release(slot);
         }
         let place = out.map_or(Place::Taken(1), Place::Free);
-        let name = ReplicaName { uuid: Uuid([9; 16]), path: path(2) };
+        let name = ReplicaName { uuid: Uuid([9; 16]), path: disk_path(2) };
         let new = self.bench.disks[2].clone();
         match resync(&driver.store, place, name, new, &mut |_| true) {
             Ok(_) => Ok(()),
             // The new disk is no good: that is said, and nothing else is affected.
-            Err(_) if self.bad == 2 => Ok(()),
+            Err(_) if self.bad == 2 && self.bench.disks[2].counters().faults > 0 => Ok(()),
             Err(error) => Err(format!("replace: {error}")),
         }
     }
@@ -181,7 +176,7 @@ impl Nth {
 
     /// The fault is over: a scrub heals what it left, on that disk alone.
     fn relieve(&mut self, driver: &Driver) -> Result<(), String> {
-        let (mirror, bad) = (driver.store.mirror(), path(self.bad));
+        let (mirror, bad) = (driver.store.mirror(), disk_path(self.bad));
         let struck = self.bench.disks[self.bad].counters().faults > 0;
         let in_sync = mirror.health().iter().any(|h| h.name.path == bad && mirror.members().contains(h.slot));
         if struck && in_sync && self.way.puts_out() {
@@ -189,13 +184,8 @@ impl Nth {
         }
         self.bench.disks[self.bad].faults(|faults| *faults = Faults { gone: faults.gone, ..Faults::default() });
         self.release();
-        for finding in examine_store(&driver.store, true).findings {
-            let healed = matches!(&finding, Finding::Block { replica_name, outcome: Outcome::Healed(_), .. }
-                if *replica_name == path(self.bad));
-            if !healed {
-                return Err(format!("scrub: {finding}"));
-            }
-        }
+        let slot = mirror.health().iter().find(|health| health.name.path == bad).map(|health| health.slot);
+        heal_only(&driver.store, |replica| Some(replica) == slot)?;
         // A flush: what was healed on the way is durable with it.
         driver.store.commit(Force::Always).map_err(|error| format!("commit: {error}"))?;
         clean(&driver.store)

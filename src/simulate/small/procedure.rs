@@ -5,7 +5,7 @@
 //! deterministic up to the cut. *Fails when*: either is not so: [`Failure`], whose first line replays the case.
 //! *Order*: none. *Not here*: operations of users (`small`).
 
-use super::tape::{Crashes, Outcome, Tape, fingerprint};
+use super::tape::{Crashes, Outcome, Tape, fingerprint, record};
 use super::twin::{damage, wanted};
 use super::{Covered, Ground, Sequence, prepared, seed_of, setup};
 use crate::disk::ReplicaName;
@@ -17,7 +17,7 @@ use crate::simulate::copies::Copies;
 use crate::simulate::driver::Driver;
 use crate::simulate::judge::same;
 use crate::simulate::model::{Op, State};
-use crate::simulate::{Failure, clean, examine_store};
+use crate::simulate::{Failure, clean, disk_path, examine_store};
 use crate::store::commit::Force;
 use crate::store::recover::Report as Opened;
 use crate::store::space::Class;
@@ -57,12 +57,13 @@ fn text(error: impl std::fmt::Display) -> String {
 
 impl Procedure {
     /// Run it to its end; gives what is in the volume then.
-    fn run(self, images: &[Image], stage: u64, tape: &Tape) -> Result<(State, Vec<Image>), String> {
+    fn run(self, images: &[Image], stage: u64) -> Result<(State, Vec<Image>, Tape), String> {
         let mut ground = Ground::new(images, stage);
+        let tape = record(&ground.power);
         let all: Vec<usize> = (0..images.len()).collect();
         let hold = self == Procedure::Fsck;
         let alone = self == Procedure::RecoverAlone;
-        let (store, mut opened) = ground.open_held(&all, alone, Some(tape), hold).map_err(text)?;
+        let (store, mut opened) = ground.open_held(&all, alone, hold).map_err(text)?;
         match self {
             Procedure::Recover | Procedure::RecoverAlone => {}
             Procedure::Scrub => Procedure::scrub(&store)?,
@@ -75,24 +76,20 @@ impl Procedure {
             Procedure::Fsck => {
                 mend(&store, &mut opened)?;
                 drop(store);
-                let found = Procedure::look(&mut ground, &all);
+                let images = durable(&ground);
                 // What this last mount writes is not part of the repair.
-                return found;
+                ground.power.listen(None);
+                let (store, _) = ground.open(&all, false).map_err(text)?;
+                clean(&store)?;
+                return Ok((Driver::new(store, &ground.power)?.now().clone(), images, tape));
             }
-            Procedure::ReplaceOut | Procedure::ReplaceInSync => self.replace(&store, &ground, tape)?,
+            Procedure::ReplaceOut | Procedure::ReplaceInSync => self.replace(&store, &ground)?,
         }
         let images = durable(&ground);
-        Ok((Driver::new(store, &ground.power)?.now().clone(), images))
+        Ok((Driver::new(store, &ground.power)?.now().clone(), images, tape))
     }
 
-    fn look(ground: &mut Ground, all: &[usize]) -> Result<(State, Vec<Image>), String> {
-        let images = durable(ground);
-        let (store, _) = ground.open(all, false, None).map_err(text)?;
-        clean(&store)?;
-        Ok((Driver::new(store, &ground.power)?.now().clone(), images))
-    }
-
-    fn replace(self, store: &Store, ground: &Ground, tape: &Tape) -> Result<(), String> {
+    fn replace(self, store: &Store, ground: &Ground) -> Result<(), String> {
         let members = store.mirror().members();
         if store.durable_root().members[1].replica != NEW || !members.contains(1) {
             let place = if members.contains(1) { Place::Taken(1) } else { Place::Free(1) };
@@ -100,9 +97,8 @@ impl Procedure {
             if let Place::Free(slot) = place {
                 store.mirror().release(slot);
             }
-            let disk = super::tape::Recorder::new(ground.disks[new].reopen(), new, tape);
-            let name = ReplicaName { uuid: NEW, path: format!("/disk/{new}") };
-            resync(store, place, name, disk, &mut |_| true).map_err(text)?;
+            let name = ReplicaName { uuid: NEW, path: disk_path(new) };
+            resync(store, place, name, ground.disks[new].reopen(), &mut |_| true).map_err(text)?;
         }
         // What the others lack, the new one may have brought.
         Procedure::scrub(store)
@@ -158,9 +154,8 @@ pub struct Start {
 pub fn cut_everywhere(start: &Start, only: Option<&str>) -> Result<Covered, Failure> {
     let mut covered = Covered { sequences: 1, ..Covered::default() };
     let all = || {
-        let tape = Tape::default();
         let before = Copies::of_images(&start.images).ok_or("no root is there to begin with")?;
-        let (end, images) = start.procedure.run(&start.images, 100, &tape)?;
+        let (end, images, tape) = start.procedure.run(&start.images, 100)?;
         check_end(start.procedure, &images)?;
         let events = tape.lock().clone();
         let cut = Cut { start, end: &end, depth: 0, name: start.name.clone(), only };
@@ -234,8 +229,7 @@ impl Cut<'_> {
         before.check_kept(&copies)?;
         covered.recoveries += 1;
         covered.recoveries_cut += u64::from(self.depth > 0);
-        let tape = Tape::default();
-        let (found, images) = self.start.procedure.run(left, 101 + self.depth, &tape)?;
+        let (found, images, tape) = self.start.procedure.run(left, 101 + self.depth)?;
         same(self.end, &found).map_err(|text| format!("run again, it ends elsewhere: {text}"))?;
         check_end(self.start.procedure, &images)?;
         let deeper = self.start.again.is_some_and(|every| self.depth == 0 && seed_of(name).is_multiple_of(every));
@@ -294,7 +288,7 @@ pub fn recoveries(sequences: &[Sequence]) -> Result<Vec<Start>, Failure> {
 /// A volume with more in it, and a log to replay.
 fn filled() -> Result<Vec<Image>, String> {
     let mut ground = Ground::new(&prepared().images, super::RUNS);
-    let (store, _) = ground.open(&[0, 1], false, None).map_err(text)?;
+    let (store, _) = ground.open(&[0, 1], false).map_err(text)?;
     let mut driver = Driver::new(store, &ground.power)?;
     for i in 0..8 {
         let dir = ROOT_INO;
@@ -337,7 +331,7 @@ pub fn repairs() -> Result<Vec<Start>, Failure> {
 /// Counts, links, entries and bitmaps that are wrong, in a durable state.
 fn make_wrong(images: &[Image]) -> Result<Vec<Image>, String> {
     let mut ground = Ground::new(images, super::RUNS_AGAIN);
-    let (store, _) = ground.open(&[0, 1], false, None).map_err(text)?;
+    let (store, _) = ground.open(&[0, 1], false).map_err(text)?;
     let ino = prepared().state.find(ROOT_INO, "foo").expect("it was prepared");
     let value = store.get(Key::inode(ino)).map_err(text)?.ok_or("foo has no inode")?;
     let inode = Inode { nlink: 7, ..Inode::decode(&value).map_err(text)? };
@@ -358,7 +352,7 @@ fn make_wrong(images: &[Image]) -> Result<Vec<Image>, String> {
 /// that is in sync.
 fn replaces(whole: &[Image]) -> Result<Vec<Start>, String> {
     let mut ground = Ground::new(whole, super::RUNS_AGAIN);
-    let (store, _) = ground.open(&[0, 1], false, None).map_err(text)?;
+    let (store, _) = ground.open(&[0, 1], false).map_err(text)?;
     let mut driver = Driver::new(store, &ground.power)?;
     ground.disks[1].faults(|faults| faults.gone = true);
     driver.step(&Op::Create { dir: ROOT_INO, name: "alone".into(), mode: 0o600 })?;

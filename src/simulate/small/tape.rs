@@ -5,7 +5,7 @@
 //! disks had no faults. *Fails when*: never. *Order*: as recorded.
 //! *Not here*: what a run answered to whom.
 
-use crate::disk::backing::{Backing, BackingFacts, Op, Ticket};
+use crate::disk::backing::{Backing, Op};
 use crate::disk::sim::{CrashPlan, Image, Random, SimDisk, World as Power};
 use crate::sync::Mutex;
 use std::sync::Arc;
@@ -16,39 +16,16 @@ pub type Events = Vec<(usize, Op)>;
 /// Where they are collected.
 pub type Tape = Arc<Mutex<Events>>;
 
-/// A disk that records what changes it.
-pub struct Recorder {
-    disk: Arc<SimDisk>,
-    index: usize,
-    tape: Tape,
-}
-
-impl Recorder {
-    /// Disk number `index` of those that `tape` records.
-    pub fn new(disk: Arc<SimDisk>, index: usize, tape: &Tape) -> Arc<Recorder> {
-        Arc::new(Recorder { disk, index, tape: tape.clone() })
-    }
-}
-
-impl Backing for Recorder {
-    fn submit(&self, op: Op) -> Ticket {
-        if matches!(op, Op::Write { .. } | Op::Flush | Op::Punch { .. }) && !self.disk.is_closed() {
-            self.tape.lock().push((self.index, op.clone()));
+/// Record what changes the disks of `power` from now on.
+pub fn record(power: &Power) -> Tape {
+    let tape = Tape::default();
+    let heard = tape.clone();
+    power.listen(Some(Arc::new(move |asked| {
+        if matches!(asked.op, Op::Write { .. } | Op::Flush | Op::Punch { .. }) {
+            heard.lock().push((asked.disk, asked.op.clone()));
         }
-        self.disk.submit(op)
-    }
-    fn facts(&self) -> BackingFacts {
-        self.disk.facts()
-    }
-    fn in_flight(&self) -> usize {
-        self.disk.in_flight()
-    }
-    fn close(&self) {
-        self.disk.close();
-    }
-    fn is_closed(&self) -> bool {
-        self.disk.is_closed()
-    }
+    })));
+    tape
 }
 
 /// What becomes of what no flush covered.

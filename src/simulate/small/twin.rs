@@ -14,9 +14,8 @@ use crate::simulate::copies::Copies;
 use crate::simulate::driver::Driver;
 use crate::simulate::judge::same;
 use crate::simulate::model::State;
-use crate::simulate::{clean, examine_store};
+use crate::simulate::{clean, disk_path, heal_only};
 use crate::store::StoreError;
-use crate::store::check::{Finding, Outcome};
 use crate::store::recover::Report;
 use crate::volume::replace::{Place, resync};
 use std::collections::BTreeSet;
@@ -153,12 +152,12 @@ impl Twin {
 
     fn mount(self, ground: &mut Ground) -> Result<(Driver, Report), String> {
         let opened = match self {
-            Twin::Absent(disk) => ground.open(&[1 - disk], true, None),
-            Twin::Stale(_) | Twin::Older(_) => match ground.open(&[0, 1], false, None) {
-                Err(StoreError::Refused(_)) => ground.open(&[0, 1], true, None),
+            Twin::Absent(disk) => ground.open(&[1 - disk], true),
+            Twin::Stale(_) | Twin::Older(_) => match ground.open(&[0, 1], false) {
+                Err(StoreError::Refused(_)) => ground.open(&[0, 1], true),
                 opened => opened,
             },
-            _ => ground.open(&[0, 1], false, None),
+            _ => ground.open(&[0, 1], false),
         };
         let (store, report) = opened.map_err(|error| format!("opening: {error}"))?;
         let count = store.mirror().members().count();
@@ -190,31 +189,19 @@ impl Twin {
         if !report.behind.is_empty() {
             clean(&driver.store)?;
             driver.store.mirror().release(bad);
-            let name = ReplicaName { uuid: Uuid([7; 16]), path: format!("/disk/{bad}") };
+            let name = ReplicaName { uuid: Uuid([7; 16]), path: disk_path(bad) };
             let back = resync(&driver.store, Place::Free(bad), name, ground.disks[bad].reopen(), &mut |_| true);
             back.map_err(|error| format!("bringing the stale replica back: {error}"))?;
             return live_on(driver, seed);
         }
         // Damage is met by the next operation, or by a scrub.
         if seed.is_multiple_of(2) {
-            self.scrub(driver, bad)?;
+            heal_only(&driver.store, |replica| replica == bad)?;
         }
         let lived = live_on_damaged(driver, seed);
-        self.scrub(driver, bad)?;
+        heal_only(&driver.store, |replica| replica == bad)?;
         lived?;
         live_on(driver, seed / 7)
-    }
-
-    /// Everything that is found is on the bad disk, and healed.
-    fn scrub(self, driver: &Driver, bad: usize) -> Result<(), String> {
-        for finding in examine_store(&driver.store, true).findings {
-            let healed =
-                matches!(finding, Finding::Block { replica, outcome: Outcome::Healed(_), .. } if replica == bad);
-            if !healed {
-                return Err(format!("scrub: {finding}"));
-            }
-        }
-        clean(&driver.store)
     }
 }
 
