@@ -16,11 +16,13 @@
 //! | `mutate` | hostile volumes |
 //! | `pinned` | what a reader holds stays whole |
 //! | `trace` | what the rules of recovery saw of a history |
+//! | `crew` | many of them on all cores |
 //! | `copies` | correct copies of each block |
 //! | `small` | small worlds, exhaustively |
 //! | `worlds` | kinds of runs, by name |
 
 pub mod copies;
+pub mod crew;
 pub mod driver;
 pub mod fault;
 pub mod generate;

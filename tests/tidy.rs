@@ -168,7 +168,7 @@ fn layers_name_only_what_is_below_them() {
 
 /// Files that never run under exploration, because they touch the machine or run many worlds at once; a cache that outlives
 /// an execution; and the simulated disk, where a request is one step.
-const REAL_THREADS: [&str; 12] = [
+const REAL_THREADS: [&str; 13] = [
     "src/sync",
     "src/disk/file",
     "src/disk/sim.rs",
@@ -178,6 +178,7 @@ const REAL_THREADS: [&str; 12] = [
     "src/cli",
     "src/mount",
     "src/simulate.rs",
+    "src/simulate/crew.rs",
     "src/simulate/mutate/sample.rs",
     "src/simulate/small",
     "mount-helper/",

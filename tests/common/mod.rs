@@ -1,17 +1,23 @@
-//! Running many seeded histories, on all cores, and saying which one failed.
+//! Running many seeded cases on all cores, and saying which ones failed.
 
+#![allow(dead_code)] // Not every test program needs all of it.
+
+use stablefs::simulate::crew::{caught, cores, crew};
 use stablefs::simulate::{Failure, Tally};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::Range;
 
 /// Failures that are collected before a run gives up; `STABLEFS_FAILURES` asks for more.
 pub fn failures_max() -> usize {
     std::env::var("STABLEFS_FAILURES").ok().and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
-/// Seeds that `STABLEFS_SEEDS=from..to` asks for, else `usual`.
-pub fn seeds(usual: std::ops::Range<u64>) -> std::ops::Range<u64> {
+/// Whether this is the long run.
+pub fn is_long() -> bool {
+    std::env::var("STABLEFS_TEST_SCALE").as_deref() == Ok("all")
+}
+
+/// Seeds that `STABLEFS_SEEDS=from..to`, or `=one`, asks for, else `usual`.
+pub fn seeds(usual: Range<u64>) -> Range<u64> {
     let Ok(text) = std::env::var("STABLEFS_SEEDS") else { return usual };
     let ends: Vec<u64> = text.split("..").map(|end| end.parse().expect("STABLEFS_SEEDS=from..to")).collect();
     match ends[..] {
@@ -21,12 +27,28 @@ pub fn seeds(usual: std::ops::Range<u64>) -> std::ops::Range<u64> {
     }
 }
 
+/// Run `one` on each of `cases`, on all cores, until there are too many failures. Gives back what came out, in any order.
+pub fn each<T: Send, R: Send>(
+    cases: impl IntoIterator<Item = T, IntoIter: Send>,
+    one: impl Fn(&T) -> Result<R, Failure> + Sync,
+) -> (Vec<(T, R)>, Vec<String>) {
+    let (mut done, mut failures) = (Vec::new(), Vec::new());
+    let failures_max = failures_max();
+    crew(cores(), cases, one, |case, outcome| {
+        match outcome {
+            Ok(value) => done.push((case, value)),
+            Err(failure) => failures.push(failure.to_string()),
+        }
+        failures.len() < failures_max
+    });
+    (done, failures)
+}
+
 /// Run `one` for each seed; prints the sum.
 ///
 /// # Panics
 /// One failed: with its text, or its panic.
-#[allow(dead_code)] // Not every test program needs it.
-pub fn run(name: &str, seeds: std::ops::Range<u64>, one: impl Fn(u64) -> Result<Tally, Failure> + Sync) -> Tally {
+pub fn run(name: &str, seeds: Range<u64>, one: impl Fn(u64) -> Result<Tally, Failure> + Sync) -> Tally {
     let (sum, failures) = try_run(name, seeds, one);
     assert!(failures.is_empty(), "{name}: {}", failures.join("\n\n"));
     sum
@@ -35,38 +57,13 @@ pub fn run(name: &str, seeds: std::ops::Range<u64>, one: impl Fn(u64) -> Result<
 /// As [`run`], but gives the failures back.
 pub fn try_run(
     name: &str,
-    seeds: std::ops::Range<u64>,
+    seeds: Range<u64>,
     one: impl Fn(u64) -> Result<Tally, Failure> + Sync,
 ) -> (Tally, Vec<String>) {
-    let next = AtomicU64::new(seeds.start);
-    let sum = Mutex::new(Tally::default());
-    let failures = Mutex::new(Vec::new());
     let began = std::time::Instant::now();
-    let failures_max = failures_max();
-    let work = || {
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end || failures.lock().unwrap().len() >= failures_max {
-                return;
-            }
-            match catch_unwind(AssertUnwindSafe(|| one(seed))) {
-                Ok(Ok(tally)) => sum.lock().unwrap().add(&tally),
-                Ok(Err(failure)) => failures.lock().unwrap().push(failure.to_string()),
-                Err(panic) => {
-                    let text = panic.downcast_ref::<String>().cloned();
-                    let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
-                    failures.lock().unwrap().push(format!("seed {seed}: panic: {}", text.unwrap_or_default()));
-                }
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
-            scope.spawn(work);
-        }
-    });
-    let sum = *sum.lock().unwrap();
-    let failures = failures.into_inner().unwrap();
+    let (done, failures) = each(seeds, |seed| caught(&format!("seed {seed}"), || one(*seed)));
+    let mut sum = Tally::default();
+    done.iter().for_each(|(_, tally)| sum.add(tally));
     println!("{name}: {sum}, {:.1} s", began.elapsed().as_secs_f64());
     (sum, failures)
 }
