@@ -20,6 +20,7 @@
 
 use super::delta::{Committed, Group, View};
 use super::history::ShrinkHook;
+use super::reach::Unreached;
 use super::space::{Class, Span};
 use super::tree::{self, CachedNode, NodeStore, NodeWriter};
 use super::{INO_RANGE, Store, StoreError};
@@ -30,7 +31,7 @@ use crate::format::root::{DEAD_LISTS_MAX, DeadHead};
 use crate::format::{Addr, BlockPtr, Key, Root, Txg, Uuid};
 use crate::sync::MutexGuard;
 use crate::sync::atomic::Ordering;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
 /// Blocks of nodes that wait before they are written: 4 MiB.
@@ -218,7 +219,7 @@ impl Store {
         let txg = group.txg;
         self.signal_room();
         let view = self.view();
-        let mut left_out = BTreeMap::new();
+        let mut left_out = Unreached::default();
         self.place_rest(&view, &group, &mut left_out)?;
         let (mut writer, tree) = self.write_tree(&view, &group, &mut left_out)?;
         let before = view.committed.root.clone();
@@ -269,12 +270,7 @@ impl Store {
     }
 
     /// Place all pages but those that go into their item.
-    fn place_rest(
-        &self,
-        view: &View,
-        group: &Group,
-        left_out: &mut BTreeMap<u64, StoreError>,
-    ) -> Result<(), StoreError> {
+    fn place_rest(&self, view: &View, group: &Group, left_out: &mut Unreached) -> Result<(), StoreError> {
         let files = self.files_to_place(view, group, left_out)?;
         let inos: Vec<u64> = files.keys().copied().collect();
         let held = self.place_lock.lock();
@@ -282,12 +278,12 @@ impl Store {
         Ok(())
     }
 
-    /// Write what the group makes of the tree, without the inodes `left_out`; those that cannot be changed join them.
+    /// Write what the group makes of the tree, without what is `left_out`; what cannot be changed joins it.
     fn write_tree(
         &self,
         view: &View,
         group: &Group,
-        left_out: &mut BTreeMap<u64, StoreError>,
+        left_out: &mut Unreached,
     ) -> Result<(Writer<'_>, tree::Top), StoreError> {
         let before = view.committed.root.tree;
         loop {

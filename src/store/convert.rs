@@ -7,6 +7,7 @@
 //! *Not here*: writing.
 
 use super::delta::{Group, Ranges, Segment, View};
+use super::reach::Unreached;
 use super::space::Span;
 use super::{Store, StoreError, Value};
 use crate::format::dead::Run;
@@ -50,24 +51,19 @@ impl Store {
         Ok(usize::try_from(inode.size).ok().filter(|size| *size <= INLINE_MAX))
     }
 
-    /// All changes of `group` against the committed state of `view`, but for inodes in `left_out`. Files whose old state
-    /// is damaged join these.
-    pub(crate) fn changes(
-        &self,
-        view: &View,
-        group: &Group,
-        left_out: &mut BTreeMap<u64, StoreError>,
-    ) -> Result<Changes, StoreError> {
+    /// All changes of `group` against the committed state of `view`, but for what is `left_out`. Files whose old state
+    /// is damaged join that.
+    pub(crate) fn changes(&self, view: &View, group: &Group, left_out: &mut Unreached) -> Result<Changes, StoreError> {
         let mut out = Changes { items: group.all_items(), ..Changes::default() };
         let mut inos: Vec<u64> = group.files().into_iter().map(|(ino, _)| ino).collect();
         inos.sort_unstable();
         for ino in inos {
-            if left_out.contains_key(&ino) {
+            if left_out.has_inode(ino) {
                 continue;
             }
             let change = match self.file_change(view, group, ino) {
                 Err(error) if error.is_damage() => {
-                    left_out.insert(ino, error);
+                    left_out.inode(ino, error);
                     continue;
                 }
                 found => found?,
@@ -76,7 +72,7 @@ impl Store {
             out.claims.extend(change.claims);
             out.freed.extend(change.freed);
         }
-        out.items.retain(|(key, _)| !left_out.contains_key(&key.ino));
+        out.items.retain(|(key, _)| !left_out.has(*key));
         out.items.sort_by_key(|(key, _)| *key);
         assert!(out.items.windows(2).all(|w| w[0].0 < w[1].0), "an extent was put by hand");
         Ok(out)

@@ -3,8 +3,8 @@
 //! *Guarantees*: [`Transaction::prepare`] refuses a change that needs a node that cannot be read, before it joins: no
 //! commit meets it. What is new to the committed tree (inodes made since) needs no old node, so that new files can be
 //! made beside any loss. Where a commit meets a lost node all the same (it was lost in between, or a log record of
-//! before asks for it), the changes of those inodes are left out, and said: all others become durable, and who syncs
-//! is told. *Assumes*: the caller of `prepare` holds what excludes other changes of the same items until it commits.
+//! before asks for it), the changes of those inodes and names are left out, and said: all others become durable, and who
+//! syncs is told. *Assumes*: the caller of `prepare` holds what excludes other changes of the same items until it commits.
 //! *Fails when*: a node on the way is lost or corrupt: that change only. *Order*: as reading: none is held.
 //! *Not here*: repair.
 //!
@@ -18,6 +18,40 @@ use super::{FileChange, Store, StoreError, Transaction, Value};
 use crate::format::item::EXTENT_BLOCKS_MAX;
 use crate::format::{ItemKind, Key};
 use std::collections::BTreeMap;
+
+/// What a commit does without: what it changes lies in nodes that cannot be read.
+#[derive(Default)]
+pub(crate) struct Unreached {
+    /// Inodes, with all they have but their names.
+    inos: BTreeMap<u64, StoreError>,
+    /// Names in directories. Each stands for itself: it costs no other one, which another leaf holds.
+    names: BTreeMap<Key, StoreError>,
+}
+
+impl Unreached {
+    /// All of `ino` but its names.
+    pub fn inode(&mut self, ino: u64, error: StoreError) {
+        self.inos.entry(ino).or_insert(error);
+    }
+    /// Whether it has `ino`.
+    pub fn has_inode(&self, ino: u64) -> bool {
+        self.inos.contains_key(&ino)
+    }
+    /// Whether the item at `key` is left out.
+    pub fn has(&self, key: Key) -> bool {
+        if key.kind == ItemKind::Dirent { self.names.contains_key(&key) } else { self.has_inode(key.ino) }
+    }
+    fn item(&mut self, key: Key, error: StoreError) {
+        if key.kind == ItemKind::Dirent {
+            self.names.insert(key, error);
+        } else {
+            self.inode(key.ino, error);
+        }
+    }
+    fn len(&self) -> usize {
+        self.inos.len() + self.names.len()
+    }
+}
 
 /// Inodes whose changes could not be made durable.
 #[derive(Default)]
@@ -130,20 +164,15 @@ impl Store {
         self.probe_extents(&self.view().committed, ino, 0, u64::MAX - 1)
     }
 
-    /// A commit could not apply `items`: the inodes whose leaves cannot be read join `left_out`. Returns how many.
-    pub(crate) fn leave_out(
-        &self,
-        view: &View,
-        items: &[(Key, Option<Value>)],
-        left_out: &mut BTreeMap<u64, StoreError>,
-    ) -> usize {
+    /// A commit could not apply `items`: the inodes and names whose leaves cannot be read join `left_out`. Returns how many.
+    pub(crate) fn leave_out(&self, view: &View, items: &[(Key, Option<Value>)], left_out: &mut Unreached) -> usize {
         let before = left_out.len();
         for (key, _) in items {
-            if !left_out.contains_key(&key.ino)
+            if !left_out.has(*key)
                 && let Err(error) = self.probe_item(&view.committed, *key)
                 && error.is_damage()
             {
-                left_out.insert(key.ino, error);
+                left_out.item(*key, error);
             }
         }
         left_out.len() - before
@@ -155,24 +184,26 @@ impl Store {
         &self,
         view: &View,
         group: &Group,
-        left_out: &mut BTreeMap<u64, StoreError>,
+        left_out: &mut Unreached,
     ) -> Result<BTreeMap<u64, bool>, StoreError> {
         let mut found = BTreeMap::new();
         for (ino, _) in group.files().into_iter().filter(|(_, pages)| *pages > 0) {
             match self.inline_size(view, group, ino) {
                 Ok(size) => drop(found.insert(ino, size.is_some())),
-                Err(error) if error.is_damage() => drop(left_out.insert(ino, error)),
+                Err(error) if error.is_damage() => left_out.inode(ino, error),
                 Err(error) => return Err(error),
             }
         }
         Ok(found)
     }
 
-    /// A root is durable without the changes of these inodes.
-    pub(crate) fn note_left_out(&self, left_out: BTreeMap<u64, StoreError>) {
+    /// A root is durable without these changes.
+    pub(crate) fn note_left_out(&self, left_out: Unreached) {
         let mut noted = self.left_out.lock();
-        for (ino, error) in left_out {
-            ::log::error!("changes of inode {ino} are lost, what they belong to cannot be read: {error}");
+        let names = left_out.names.into_iter().map(|(key, error)| ("a name in directory", key.ino, error));
+        let inodes = left_out.inos.into_iter().map(|(ino, error)| ("inode", ino, error));
+        for (what, ino, error) in names.chain(inodes) {
+            ::log::error!("changes of {what} {ino} are lost, what they belong to cannot be read: {error}");
             noted.unsaid = Some(error.clone());
             noted.inos.insert(ino, error);
         }

@@ -8,13 +8,15 @@
 
 mod beside;
 mod cell;
+#[path = "../common/mod.rs"]
+mod common;
 mod scene;
 mod table;
 
 use cell::{Cell, Fault};
 use scene::{Row, Scene};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
+use stablefs::simulate::Failure;
+use stablefs::simulate::crew::caught;
 
 /// Disks that are damaged.
 const SIDES: [&[usize]; 3] = [&[0], &[1], &[0, 1]];
@@ -27,9 +29,8 @@ fn run_row(scene: &Scene, row: &Row) -> Result<Cells, String> {
     let mut failures = Vec::new();
     for fault in Fault::ALL {
         let run = |which: &[usize]| {
-            catch_unwind(AssertUnwindSafe(|| cell::run(scene, row, fault, which)))
-                .unwrap_or_else(|_| Err("panic".into()))
-                .map_err(|text| format!("{}, {} on {which:?}: {text}", row.name, fault.name()))
+            let one = || cell::run(scene, row, fault, which).map_err(|text| Failure { text });
+            caught("the cell", one).map_err(|why| format!("{}, {} on {which:?}: {why}", row.name, fault.name()))
         };
         match SIDES.map(run) {
             [Ok(one), Ok(other), Ok(both)] => cells.push([one, other, both]),
@@ -45,21 +46,9 @@ fn every_structure_every_fault() {
     let only = std::env::var("STABLEFS_ROW").ok();
     let rows: Vec<&Row> =
         scene.rows.iter().filter(|row| only.as_ref().is_none_or(|only| row.name.contains(only))).collect();
-    let results = Mutex::new(Vec::new());
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
-                loop {
-                    let index = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                    let Some(row) = rows.get(index) else { return };
-                    let cells = run_row(&scene, row);
-                    results.lock().unwrap().push((index, cells));
-                }
-            });
-        }
-    });
-    let mut results = results.into_inner().unwrap();
+    let one = |index: &usize| Ok(run_row(&scene, rows[*index]));
+    let (mut results, panics) = common::each(0..rows.len(), one);
+    assert!(panics.is_empty(), "{panics:?}");
     results.sort_by_key(|(index, _)| *index);
     let (mut done, mut failures) = (Vec::new(), Vec::new());
     for (index, cells) in results {
@@ -71,6 +60,7 @@ fn every_structure_every_fault() {
     if only.is_some() || !failures.is_empty() {
         println!("{}", table::tables(&done));
     }
+    assert!(!done.is_empty() || !failures.is_empty(), "no row");
     assert!(failures.is_empty(), "{}", failures.join("\n"));
     table::check_single(&done);
     if only.is_none() {

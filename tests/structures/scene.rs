@@ -1,6 +1,8 @@
 //! A small volume that has all of it: two levels of space nodes, a tree of three levels, dead lists, a log to replay.
 
+use stablefs::disk::ReplicaName;
 use stablefs::disk::sim::{Block, CrashPlan, Image, Random, SimDisk};
+use stablefs::format::geometry::ROOT_SLOTS;
 use stablefs::format::log::{Entry, decode_head, entries};
 use stablefs::format::node::Node;
 use stablefs::format::space::{SpaceEntry, decode_node};
@@ -11,6 +13,7 @@ use stablefs::simulate::generate::Weights;
 use stablefs::simulate::{Bench, Setup};
 use stablefs::store::commit::Force;
 use stablefs::store::{Store, StoreOptions, tree};
+use stablefs::volume::replace::{Place, resync};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -97,10 +100,13 @@ struct Maker {
     store: Arc<Store>,
     fs: Filesystem,
     model: Model,
+    /// What all bytes of files are changed by: each life has others.
+    life: u8,
 }
 
 impl Maker {
-    fn file(&mut self, dir: u64, name: &str, content: Vec<u8>) -> u64 {
+    fn file(&mut self, dir: u64, name: &str, mut content: Vec<u8>) -> u64 {
+        content.iter_mut().for_each(|byte| *byte ^= self.life);
         let (attr, handle) = self.fs.create(dir, name.as_bytes(), 0o644, libc::O_RDWR, &CALLER).unwrap();
         self.fs.release(attr.ino, handle);
         if !content.is_empty() {
@@ -119,10 +125,11 @@ impl Maker {
     }
 
     fn write(&mut self, ino: u64, offset: usize, data: &[u8]) {
-        self.fs.write(ino, offset as u64, data, false, false).unwrap();
+        let data: Vec<u8> = data.iter().map(|byte| byte ^ self.life).collect();
+        self.fs.write(ino, offset as u64, &data, false, false).unwrap();
         let Some(Item { content: Content::File(content), .. }) = self.model.get_mut(&ino) else { panic!("a file") };
         content.resize(content.len().max(offset + data.len()), 0);
-        content[offset..offset + data.len()].copy_from_slice(data);
+        content[offset..offset + data.len()].copy_from_slice(&data);
     }
 
     fn remove(&mut self, ino: u64) {
@@ -144,6 +151,8 @@ struct Known {
     reserved: u64,
     attributes: u64,
     links: Vec<u64>,
+    /// The newest root before the replicas changed.
+    before: Box<Block>,
 }
 
 fn populate(maker: &mut Maker) -> Known {
@@ -177,7 +186,65 @@ fn populate(maker: &mut Maker) -> Known {
         let item = Item { dir: ROOT_INO, name, content: Content::Link(target), xattr: None };
         maker.model.insert(ino, item);
     }
-    Known { many, names, big, data, reserved, attributes, links }
+    Known { many, names, big, data, reserved, attributes, links, before: Box::new([0; BLOCK]) }
+}
+
+/// A past: a root, then a mount of disk 0 alone, and the return of disk 1 as another replica. So the chain has two epochs,
+/// and the table of replicas is another one than in that root, which is given back.
+fn grow_old(bench: &mut Bench) -> Box<Block> {
+    let (store, _) = bench.open(&[0, 1], false).unwrap();
+    store.commit(Force::Always).unwrap();
+    let (volume, geometry) = (store.label().volume, store.label().geometry.clone());
+    drop(store);
+    let disks = bench.disks.clone();
+    let finder = Finder { disks: &disks, geometry, nodes: vec![], data: vec![], rows: vec![], before: None };
+    let before = Box::new(finder.block(Root::addr(newest_roots(&finder, volume)[0].0)));
+    let (store, _) = bench.open(&[0], true).unwrap();
+    store.commit(Force::Always).unwrap();
+    let slot = (0..2).find(|slot| !store.mirror().members().contains(*slot)).expect("one is out");
+    let name = ReplicaName { uuid: store.world().uuid(), path: "/disk/1".into() };
+    resync(&store, Place::Free(slot), name, bench.disks[1].reopen(), &mut |_| true).unwrap();
+    assert_eq!(store.mirror().members().count(), 2);
+    live_and_go(Arc::new(store));
+    // Where that life left gaps, data of a still older one.
+    for addr in finder.geometry.zones_at..finder.geometry.zones_at + 16 * u64::from(setup().zone_blocks) {
+        for disk in &bench.disks {
+            if finder.geometry.holds_data(addr, 1) && disk.peek(addr) == [0; BLOCK] {
+                disk.poke(addr, bytes(5000 + addr, BLOCK).try_into().expect("a block"));
+            }
+        }
+    }
+    before
+}
+
+/// Fill the volume as it will be filled, and remove all of it: so something else stood where something will stand.
+fn live_and_go(store: Arc<Store>) {
+    let fs = Filesystem::new(Arc::clone(&store) as Arc<dyn StoreApi>, FsOptions::default()).unwrap();
+    let mut maker = Maker { store, fs, model: Model::new(), life: 0x5a };
+    populate(&mut maker);
+    wear(&mut maker, "worn");
+    for (ino, item) in maker.model.clone() {
+        if item.content != Content::Directory {
+            maker.remove(ino);
+        }
+    }
+    for item in maker.model.values() {
+        maker.fs.rmdir(ROOT_INO, item.name.as_bytes()).unwrap();
+    }
+    while maker.fs.reclaim_step().unwrap() {}
+    (0..3).for_each(|_| maker.store.commit(Force::Clean).unwrap());
+}
+
+/// Use each slot of the roots and each block of the log more than once, and blocks of the tree again.
+fn wear(maker: &mut Maker, name: &str) {
+    let worn = maker.file(ROOT_INO, name, bytes(5500, BLOCK));
+    for round in 0..ROOT_SLOTS as u64 + 1 {
+        for part in 0..8 {
+            maker.write(worn, 0, &bytes(5501 + 8 * round + part, BLOCK));
+            maker.store.fsync_wait(worn).unwrap();
+        }
+        maker.commit();
+    }
 }
 
 /// The volume, after a power cut. `lost`: a block, and after how many of its writes one is lost, on each disk.
@@ -188,11 +255,14 @@ fn build(lost: &HashMap<u64, [Option<u32>; 2]>) -> (Bench, Vec<(&'static str, Mo
             faults.lost_after = lost.iter().filter_map(|(addr, after)| Some((*addr, after[index]?))).collect();
         });
     }
+    let before = grow_old(&mut bench);
     let (store, _) = bench.open(&[0, 1], false).unwrap();
     let store = Arc::new(store);
     let fs = Filesystem::new(Arc::clone(&store) as Arc<dyn StoreApi>, FsOptions::default()).unwrap();
-    let mut maker = Maker { store, fs, model: Model::new() };
-    let known = populate(&mut maker);
+    let mut maker = Maker { store, fs, model: Model::new(), life: 0 };
+    let mut known = populate(&mut maker);
+    known.before = before;
+    wear(&mut maker, "worn");
     // Open while it loses its name: an orphan.
     let gone = maker.file(ROOT_INO, "unlinked", bytes(5000, 3 * BLOCK));
     let _handle = maker.fs.open(gone, libc::O_RDWR).unwrap();
@@ -288,6 +358,8 @@ struct Finder<'a> {
     nodes: Vec<Seen>,
     data: Vec<u64>,
     rows: Vec<Row>,
+    /// A root from before the replicas changed.
+    before: Option<Box<Block>>,
 }
 
 impl Finder<'_> {
@@ -301,7 +373,7 @@ impl Finder<'_> {
 
     fn add_part(&mut self, name: &'static str, addr: u64, part: Range<usize>, hit: Hit) {
         assert_eq!(self.rows.iter().filter(|row| row.name == name).count(), 0, "{name} twice");
-        let stale = [0, 1].map(|disk: usize| {
+        let mut stale = [0, 1].map(|disk: usize| {
             let now = self.disks[disk].peek(addr);
             self.disks[disk].stale(addr);
             let before = self.disks[disk].peek(addr);
@@ -309,7 +381,22 @@ impl Finder<'_> {
             Box::new(before)
         });
         let at = self.twin(addr);
-        let other = [0, 1].map(|disk: usize| Box::new(self.disks[disk].peek(at)));
+        let mut other = [0, 1].map(|disk: usize| Box::new(self.disks[disk].peek(at)));
+        for disk in 0..2 {
+            let now = self.disks[disk].peek(addr);
+            // All roots that are left agree in what changed long ago.
+            let agrees = |block: &mut &mut Box<Block>| block[part.clone()] == now[part.clone()] && part.len() < BLOCK;
+            for block in
+                [&mut stale[disk], &mut other[disk]].into_iter().filter_map(|mut b| agrees(&mut b).then_some(b))
+            {
+                block.clone_from(self.before.as_ref().expect("a root from before"));
+            }
+            let is_fixed = name.starts_with("label") || name.contains("never written");
+            let is_real =
+                |block: &Block| block.iter().any(|byte| *byte != 0) && block[part.clone()] != now[part.clone()];
+            assert!(is_fixed || is_real(&stale[disk]), "{name}: nothing else stood there before on disk {disk}");
+            assert!(is_real(&other[disk]), "{name}: another block of its kind on disk {disk}");
+        }
         self.rows.push(Row { name, addr, part, stale, other, writes: [0, 0], hit });
     }
 
@@ -369,8 +456,10 @@ fn log_rows(finder: &mut Finder, root: &Root) -> Vec<u64> {
     let (at, blocks) = (finder.geometry.log_at, finder.geometry.log_blocks);
     let head = |addr: u64| decode_head(&finder.block(addr), root.volume, addr, blocks).ok();
     let all: Vec<_> = (at..at + u64::from(blocks)).filter_map(|addr| Some((addr, head(addr)?))).collect();
-    let live: Vec<_> = all.iter().filter(|(_, h)| h.log_id == root.log_id && h.seq >= root.log_seq).cloned().collect();
+    let mut live: Vec<_> =
+        all.iter().filter(|(_, h)| h.log_id == root.log_id && h.seq >= root.log_seq).cloned().collect();
     let covered = all.iter().find(|(_, h)| h.seq < root.log_seq).expect("a covered record").0;
+    live.sort_by_key(|(_, head)| head.seq);
     assert_eq!(live.len(), 3, "three records wait");
     let mut named = Vec::new();
     for (addr, head) in &live {
@@ -451,7 +540,14 @@ pub fn make() -> Scene {
     let disks = bench.disks.clone();
     let label = Label::decode(&disks[0].peek(0), 0).unwrap();
     let (volume, geometry) = (label.volume, label.geometry);
-    let mut finder = Finder { disks: &disks, geometry, nodes: vec![], data: vec![], rows: vec![] };
+    let mut finder = Finder {
+        disks: &disks,
+        geometry,
+        nodes: vec![],
+        data: vec![],
+        rows: vec![],
+        before: Some(known.before.clone()),
+    };
     let roots = newest_roots(&finder, volume);
     finder.nodes = walk_at(&images);
     let extent = |finder: &Finder, ino: u64| {
@@ -505,7 +601,8 @@ pub fn bench(setup: &Setup, images: &[Image]) -> Bench {
 fn count_writes(rows: &mut [Row]) {
     let watched = rows.iter().map(|row| (row.addr, [Some(u32::MAX); 2])).collect();
     let (bench, ..) = build(&watched);
-    for row in rows {
+    // A replica joins only with its labels on the medium: what is lost of them is lost later.
+    for row in rows.iter_mut().filter(|row| !row.name.starts_with("label")) {
         for (disk, writes) in bench.disks.iter().zip(&mut row.writes) {
             disk.faults(|faults| *writes = u32::MAX - faults.lost_after[&row.addr]);
         }

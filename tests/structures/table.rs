@@ -23,7 +23,6 @@ fn healed(stage: Healed) -> &'static str {
 /// What a cell says, and the note that explains it.
 fn text(verdict: &Verdict) -> (&'static str, Option<char>) {
     match verdict {
-        Verdict::Same => ("same bytes", None),
         Verdict::Healed(stage) => (healed(*stage), None),
         Verdict::Error => ("error", None),
         Verdict::Space => ("space only", Some('a')),
@@ -34,6 +33,7 @@ fn text(verdict: &Verdict) -> (&'static str, Option<char>) {
         Verdict::Refused(None) => ("refused", Some('d')),
         Verdict::Back("the second record of the log") => ("back", Some('e')),
         Verdict::Refused(Some("what was synced of the newest group")) => ("refused", Some('f')),
+        // A fault that changes nothing shows nothing.
         other => panic!("a new kind of cell, which needs a note: {other:?}"),
     }
 }
@@ -81,16 +81,17 @@ fn plain(why: &str) -> String {
         rest = &rest[end..];
     }
     out.push_str(rest);
-    let mut words: Vec<&str> = Vec::new();
+    let mut words: Vec<String> = Vec::new();
     for word in out.split(' ') {
-        words.push(if word.bytes().all(|b| b.is_ascii_digit()) { "N" } else { word });
+        let bare = word.trim_end_matches([':', ',']);
+        let is_number = !bare.is_empty() && bare.bytes().all(|b| b.is_ascii_digit());
+        words.push(if is_number { format!("N{}", &word[bare.len()..]) } else { word.to_owned() });
     }
     words.join(" ")
 }
 
 fn codes(cells: &Cells) -> String {
-    let tried = cells.iter().filter(|cells| cells[2].verdict != Verdict::Same);
-    let codes: BTreeSet<[Option<u8>; 2]> = tried.map(|cells| cells[2].fsck).collect();
+    let codes: BTreeSet<[Option<u8>; 2]> = cells.iter().map(|cells| cells[2].fsck).collect();
     let one = |code: Option<u8>| code.map_or("8".into(), |code| code.to_string());
     codes.iter().map(|[look, repair]| format!("{}, {}", one(*look), one(*repair))).collect::<Vec<_>>().join("; ")
 }
@@ -128,7 +129,7 @@ pub fn check_single(rows: &[(&Row, Cells)]) {
     for (row, cells) in rows {
         for (fault, cells) in Fault::ALL.iter().zip(cells) {
             for cell in &cells[..2] {
-                let fine = matches!(cell.verdict, Verdict::Same | Verdict::Healed(_)) && cell.calls.is_empty();
+                let fine = matches!(cell.verdict, Verdict::Healed(_)) && cell.calls.is_empty();
                 assert!(fine, "{}, {}, one replica: {:?}", row.name, fault.name(), cell.verdict);
             }
         }
