@@ -23,18 +23,13 @@ mod regressions;
 #[path = "hostile/words.rs"]
 mod words;
 
-use common::{failures_max, seeds};
+use common::{failures_max, is_long, seeds};
 use memory::{Guarded, SINGLE_MAX, peak_max};
 use stablefs::simulate::mutate::sample::samples;
 use stablefs::simulate::mutate::{Case, Tally, walk_case};
 
 #[global_allocator]
 static COUNTING: memory::Counting = memory::Counting;
-
-/// Whether this is the long run.
-fn is_long() -> bool {
-    std::env::var("STABLEFS_TEST_SCALE").as_deref() == Ok("all")
-}
 
 /// Walk over one volume, with memory and time watched.
 fn guarded(case: &Case<'_>, seed: u64) -> Result<Tally, String> {
@@ -54,7 +49,7 @@ fn volumes() {
     samples();
     let mut sum = Tally::default();
     let mut failures = Vec::new();
-    let limit = failures_max();
+    // One after the other: memory is watched.
     for seed in seeds(if is_long() { 0..40_000 } else { 0..2500 }) {
         match guarded(&Case::draw(seed, None), seed) {
             Ok(tally) => sum.add(&tally),
@@ -63,11 +58,13 @@ fn volumes() {
                 failures.push(text);
             }
         }
-        if failures.len() >= limit {
+        if failures.len() >= failures_max() {
             break;
         }
     }
     println!("hostile volumes: {sum:?}");
+    let is_whole_run = sum.cases >= 2500;
+    assert!(!is_whole_run || (sum.compared > 0 && sum.healed > 0 && sum.refused > 0 && sum.latched > 0), "{sum:?}");
     assert!(failures.is_empty(), "{} failures, the first: {}", failures.len(), failures[0]);
 }
 

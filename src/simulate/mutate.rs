@@ -1,9 +1,10 @@
 //! Hostile volumes: samples with a part of them replaced by what no product would write, with checksums made good
 //! again, and the whole way from `examine` to `fsck` walked over them.
 //!
-//! *Guarantees*: [`mutate_and_walk`] fails if a seed's volume makes the product panic, ask its disks without end, write
-//! outside of all structures, lose what the undamaged replica proves, fail beside the damaged part, or write a root
-//! that it does not read back. *Assumes*: one thread; samples are whole. Loops without I/O and memory are watched by the
+//! *Guarantees*: [`walk_case`] fails if a volume makes the product panic, ask its disks without end, write outside of all
+//! structures, lose what the undamaged replica proves, fail beside the damaged part, stop work or leave something unhealed
+//! although one replica is whole and the other proves no damage, or write a root that it does not read back.
+//! *Assumes*: one thread; samples are whole. Loops without I/O and memory are watched by the
 //! caller (`tests/hostile.rs`). *Fails when*: any of that is found: the text names seed, sample and damage.
 //! *Order*: sample, damage, reseal, then each way of looking at it on fresh disks. *Not here*: faults of disks (`fault`).
 //!
@@ -24,7 +25,8 @@ pub mod survey;
 pub mod tour;
 pub mod watched;
 
-use super::Failure;
+use super::crew::caught;
+use super::{Failure, clean};
 use crate::disk::sim::{Image, Random, SimDisk};
 use crate::format::item::Dirent;
 use crate::format::{ItemKind, Key, Label, Root};
@@ -38,7 +40,6 @@ use damage::Damage;
 use sample::{DEADLINE, Sample, disks_of, open_on, present, samples};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use survey::Survey;
 use watched::Watch;
@@ -59,6 +60,8 @@ pub struct Tally {
     pub compared: u64,
     /// Took changes until one met the damage.
     pub latched: u64,
+    /// Damaged on one replica, in nothing that proves itself: took all changes, and were healed.
+    pub healed: u64,
     /// Requests to disks.
     pub requests: u64,
 }
@@ -71,6 +74,7 @@ impl Tally {
         self.refused += other.refused;
         self.compared += other.compared;
         self.latched += other.latched;
+        self.healed += other.healed;
         self.requests += other.requests;
     }
 }
@@ -100,7 +104,10 @@ impl<'a> Case<'a> {
         let every = (1 << sample.images.len()) - 1;
         let one = 1 << random.below(sample.images.len() as u64);
         let sides = if !sample.degraded && random.below(3) == 0 { one } else { every };
-        let depth = *random.pick(&[ALL, ALL, ALL, ALL, ALL, ALL, 0, 1, 2]);
+        // Damage of one replica that is not sealed to the top is a single fault: half of those are.
+        let depths: &[usize] =
+            if sides == every { &[ALL, ALL, ALL, ALL, ALL, ALL, 0, 1, 2] } else { &[ALL, ALL, 0, 0, 1] };
+        let depth = *random.pick(depths);
         let count = *random.pick(&[1, 1, 1, 1, 2, 3]);
         let damage_seed = random.bits();
         let act = |canvas: &mut Canvas<'_>| {
@@ -141,6 +148,11 @@ impl<'a> Case<'a> {
         })
     }
 
+    /// Whether one replica is whole and the damage of the other proves itself nowhere: it may cost nothing.
+    fn is_single_fault(&self) -> bool {
+        self.one_sided() && !self.reaches_top() && !forged_newer(self)
+    }
+
     fn describe(&self) -> String {
         let what: Vec<&str> = self.damages.iter().map(|damage| damage.what.as_str()).collect();
         let depth = self.damages.first().map_or(0, |damage| damage.depth);
@@ -148,26 +160,14 @@ impl<'a> Case<'a> {
     }
 }
 
-/// Damage a sample as `seed` says, and walk over it.
-///
-/// # Errors
-/// The product broke a promise.
-pub fn mutate_and_walk(seed: u64) -> Result<Tally, Failure> {
-    walk_case(&Case::draw(seed, None), seed)
-}
-
 /// Walk over a damaged volume; `seed` says which work is tried in it.
 ///
 /// # Errors
 /// The product broke a promise.
 pub fn walk_case(case: &Case<'_>, seed: u64) -> Result<Tally, Failure> {
-    let outcome = catch_unwind(AssertUnwindSafe(|| all_ways(case, seed))).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
-        Err(format!("panic: {}", text.unwrap_or_default()))
-    });
-    outcome.map_err(|text| Failure {
-        text: format!("hostile seed {seed} (STABLEFS_SEEDS={seed}), {}:\n  {text}", case.describe()),
+    let text = |text| Failure { text };
+    caught("the product", || all_ways(case, seed).map_err(text)).map_err(|failure| Failure {
+        text: format!("hostile seed {seed} (STABLEFS_SEEDS={seed}), {}:\n  {failure}", case.describe()),
     })
 }
 
@@ -347,8 +347,7 @@ fn read_write(case: &Case<'_>, seed: u64, tally: &mut Tally) -> Result<(), Strin
         Ok(opened) => opened,
         Err(error) => {
             tally.refused += 1;
-            let fixed = case.reaches_top();
-            if case.one_sided() && !fixed && is_refusal(&error) && !labels_gone(case) {
+            if case.is_single_fault() && is_refusal(&error) && !labels_gone(case) {
                 return Err(format!("one replica is whole, the other does not prove itself, yet: {error}"));
             }
             return watch.verdict();
@@ -366,6 +365,11 @@ fn read_write(case: &Case<'_>, seed: u64, tally: &mut Tally) -> Result<(), Strin
         read_back(&disks, &store)?;
     }
     look(&store, true);
+    if case.is_single_fault() {
+        worked.clone().map_err(|error| format!("one replica is whole, yet its work ended: {error}"))?;
+        clean(&store).map_err(|found| format!("one replica is whole, yet not all was healed: {found}"))?;
+        tally.healed += 1;
+    }
     drop(tour::tour(&store));
     drop(store.commit(Force::Clean));
     drop(store);
