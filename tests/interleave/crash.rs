@@ -5,21 +5,25 @@
 //! write that the seed chooses (or at the end), open each replica in sync alone, and all together, and judge (`deeds`).
 
 use crate::deeds::Deeds;
-use crate::explorer::{explore, seed};
-use crate::volume::{Volume, setup};
-use stablefs::disk::backing::Backing;
-use stablefs::disk::sim::{CrashPlan, Fault, Faults, Image, Random, SimDisk};
-use stablefs::disk::{ReplicaName, ReplicaState};
-use stablefs::format::Root;
+use crate::explorer::{Scenario, explore, happened, seed};
+use crate::volume::{CALLER, Volume, setup};
+use stablefs::disk::backing::{Backing, Op};
+use stablefs::disk::sim::{CrashPlan, Fate, Fault, Faults, Image, Random, SimDisk, World};
+use stablefs::disk::{ReplicaHealth, ReplicaName, ReplicaState};
 use stablefs::format::root::MemberState;
+use stablefs::format::{BLOCK, ROOT_INO, Root};
+use stablefs::fs::{Filesystem, FsError};
 use stablefs::simulate::driver::Driver;
+use stablefs::simulate::model::bytes;
 use stablefs::simulate::{Bench, Setup, clean};
-use stablefs::store::Store;
 use stablefs::store::commit::Force;
 use stablefs::store::recover::{Found, examine};
+use stablefs::store::{Store, StoreError};
 use stablefs::sync::thread;
 use stablefs::volume::replace::{Place, resync};
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const BLOCKS: u64 = 1500;
@@ -42,12 +46,15 @@ fn start_commits(volume: &mut Volume, random: &mut Random) -> Option<thread::Joi
         volume.start_engine();
         return None;
     }
-    let (store, mut random) = (volume.store.clone(), random.fork());
+    let (store, power, mut random) = (volume.store.clone(), volume.bench.power.clone(), random.fork());
     Some(thread::spawn(move || {
         for _ in 0..random.range(1, 6) {
             let force = *random.pick(&[Force::Always, Force::IfChanged, Force::Reclaim]);
-            // The power may be cut: the writers say whether that is an excuse.
-            let _ = if random.below(3) == 0 { store.place_step().map(drop) } else { store.commit(force) };
+            let done = if random.below(3) == 0 { store.place_step().map(drop) } else { store.commit(force) };
+            match done {
+                Ok(()) => happened("a commit beside writers"),
+                Err(error) => assert!(power.is_cut(), "{force:?} failed although a replica lives: {error}"),
+            }
         }
     }))
 }
@@ -55,7 +62,7 @@ fn start_commits(volume: &mut Volume, random: &mut Random) -> Option<thread::Joi
 /// Somebody who changes replicas.
 struct Keeper {
     store: Arc<Store>,
-    power: stablefs::disk::sim::World,
+    power: World,
     random: Random,
     /// The disk in each slot.
     disks: Vec<Arc<SimDisk>>,
@@ -83,8 +90,14 @@ impl Keeper {
             steps != stops_at
         };
         let name = ReplicaName { uuid: self.store.world().uuid(), path };
-        let Err(error) = resync(&self.store, place, name, disk.clone(), &mut progress) else { return true };
+        let Err(error) = resync(&self.store, place, name, disk.clone(), &mut progress) else {
+            happened(if matches!(place, Place::Taken(_)) { "a replica exchanged" } else { "a replica brought back" });
+            return true;
+        };
         let refused = error.to_string().contains("have not come back");
+        if refused {
+            happened("refused while requests hang");
+        }
         assert!(refused || steps == stops_at || self.power.is_cut(), "a replica could not be brought back: {error}");
         false
     }
@@ -135,12 +148,42 @@ impl Keeper {
             return self.return_to(slot);
         }
         match self.random.below(4) {
-            0 => return self.store.mirror().set_out(slot, "put out by the test"),
+            0 => {
+                happened("a replica put out");
+                return self.store.mirror().set_out(slot, "put out by the test");
+            }
             1 => self.disks[slot].faults(|faults| faults.gone = true),
             2 => self.disks[slot].faults(|faults| faults.fail_flushes = Fault::Next(1)),
             _ => return self.exchange(slot),
         }
         self.failing = Some(slot);
+    }
+}
+
+/// A file that is written again and again, so that all free addresses are used in turn.
+struct Churn {
+    store: Arc<Store>,
+    fs: Arc<Filesystem>,
+    power: World,
+    ino: u64,
+}
+
+impl Churn {
+    fn new(volume: &Volume) -> Churn {
+        let (attr, handle) = volume.fs.create(ROOT_INO, b"churn", 0o644, libc::O_RDWR, &CALLER).expect("room");
+        volume.fs.release(attr.ino, handle);
+        let (store, fs, power) = (volume.store.clone(), volume.fs.clone(), volume.bench.power.clone());
+        Churn { store, fs, power, ino: attr.ino }
+    }
+
+    fn overwrite(&self, random: &mut Random) {
+        let data = bytes(BLOCK as u64, random.range(1, 1 << 40)).repeat(24);
+        let written = self.fs.write(self.ino, 0, &data, false, false);
+        match written.map(drop).and_then(|()| Ok(self.store.commit(Force::Reclaim)?)) {
+            Ok(()) => happened("addresses used up"),
+            Err(FsError::Store(StoreError::NoSpace)) => happened("no room"),
+            Err(error) => assert!(self.power.is_cut(), "churning failed although a replica lives: {error}"),
+        }
     }
 }
 
@@ -160,8 +203,9 @@ fn start_keeper(volume: &Volume, random: &mut Random) -> thread::JoinHandle<()> 
     })
 }
 
-/// One disk hangs; somebody lets it go on late; somebody brings it back, or another one, as soon as it is allowed.
-fn start_hang(volume: &Volume, random: &mut Random) -> Vec<thread::JoinHandle<()>> {
+/// One disk hangs; somebody uses up addresses meanwhile and lets it go on late; somebody brings it back, or another one, as
+/// soon as it is allowed.
+fn start_hang(volume: &Volume, churn: Churn, random: &mut Random) -> Vec<thread::JoinHandle<()>> {
     let slot = random.below(2) as usize;
     let disk = volume.bench.disks[slot].clone();
     let after = random.below(25) as u32;
@@ -172,7 +216,12 @@ fn start_hang(volume: &Volume, random: &mut Random) -> Vec<thread::JoinHandle<()
             for _ in 0..first.below(300) {
                 thread::yield_now();
             }
-            late.release_hung();
+            for _ in 0..*first.pick(&[0, 1, 4, 12, 20]) {
+                churn.overwrite(&mut first);
+            }
+            if late.release_hung() > 0 {
+                happened("requests landed late");
+            }
         }
     });
     let mut keeper = Keeper::new(volume, random);
@@ -182,6 +231,7 @@ fn start_hang(volume: &Volume, random: &mut Random) -> Vec<thread::JoinHandle<()
                 return;
             }
             if keeper.state(slot) == ReplicaState::Out {
+                happened("a replica put out");
                 keeper.return_to(slot);
             }
             thread::yield_now();
@@ -233,28 +283,107 @@ fn mount(images: &[Image], degraded: bool) -> Driver {
     Driver::new(store, &bench.power).unwrap_or_else(|error| panic!("mounting: {error}"))
 }
 
-/// The scenarios here, by name.
-pub const SCENARIOS: [(&str, fn()); 3] = [
-    ("commits", || scenario(Beside::Commits)),
-    ("replicas", || scenario(Beside::Replicas)),
-    ("late", || scenario(Beside::Hang)),
+/// The scenarios here.
+pub const SCENARIOS: [Scenario; 3] = [
+    Scenario {
+        name: "commits",
+        count: 1_500,
+        happens: &["an fsync was acknowledged", "a commit beside writers", "the power failed"],
+        run: || scenario(Beside::Commits),
+    },
+    Scenario {
+        name: "replicas",
+        count: 3_000,
+        happens: &[
+            "an fsync was acknowledged",
+            "a commit beside writers",
+            "the power failed",
+            "a replica put out",
+            "a replica brought back",
+            "a replica exchanged",
+            "the power failed while a replica was out",
+        ],
+        run: || scenario(Beside::Replicas),
+    },
+    Scenario {
+        name: "late",
+        count: 1_500,
+        happens: &[
+            "an fsync was acknowledged",
+            "no room",
+            "a replica put out",
+            "a replica brought back",
+            "refused while requests hang",
+            "requests landed late",
+            "a write landed late on a reused address",
+        ],
+        run: || scenario(Beside::Hang),
+    },
 ];
+
+/// Leave little room, so that blocks which are freed are reused as soon as they may be.
+fn fill(volume: &Volume, random: &mut Random) {
+    let (attr, handle) = volume.fs.create(ROOT_INO, b"filler", 0o644, libc::O_RDWR, &CALLER).expect("room");
+    volume.fs.release(attr.ino, handle);
+    let left = random.range(40, 80);
+    for block in 0.. {
+        let free = volume.fs.statfs().bavail;
+        if free <= left {
+            break;
+        }
+        let data = bytes(BLOCK as u64, block + 1).repeat((free - left).min(16) as usize);
+        let at = volume.fs.getattr(attr.ino).expect("it is there").size;
+        volume.fs.write(attr.ino, at, &data, false, false).expect("room");
+    }
+    volume.store.commit(Force::Reclaim).expect("disks are whole");
+    volume.store.commit(Force::Reclaim).expect("disks are whole");
+}
+
+/// Count writes that land late at a data address that was given to other bytes since.
+fn watch_late(volume: &Volume) {
+    let geometry = volume.store.label().geometry.clone();
+    // A real mutex: it is never held over a step.
+    let newest = Mutex::new(HashMap::<u64, u64>::new());
+    volume.bench.power.listen(Arc::new(move |asked| {
+        let Op::Write { addr, data } = asked.op else { return };
+        let mut newest = newest.lock().expect("not poisoned");
+        let mut reused = false;
+        for (at, block) in (*addr..).zip(data.iter().flat_map(|slice| slice.chunks_exact(BLOCK))) {
+            let print = BuildHasherDefault::<DefaultHasher>::default().hash_one(block);
+            if asked.fate == Fate::Late {
+                reused |= geometry.holds_data(at, 1) && newest.get(&at).is_some_and(|other| *other != print);
+            } else {
+                newest.insert(at, print);
+            }
+        }
+        if reused {
+            happened("a write landed late on a reused address");
+        }
+    }));
+}
 
 fn scenario(beside: Beside) {
     let mut random = Random::new(seed() ^ 0xc4a5);
     let mut volume = Volume::new(seed(), BLOCKS);
     let power = volume.bench.power.clone();
+    let churn = (beside == Beside::Hang).then(|| {
+        let churn = Churn::new(&volume);
+        fill(&volume, &mut random);
+        watch_late(&volume);
+        churn
+    });
     if random.below(3) > 0 {
-        power.cut_at(Some(power.io_count() + random.range(1, 120)));
+        let most = if beside == Beside::Hang { 600 } else { 120 };
+        power.cut_at(Some(power.io_count() + random.range(1, most)));
     }
     let mut deeds = Deeds::default();
     let size = (random.range(1, 4) as usize, random.range(3, 9));
     let mut threads = deeds.begin(&volume.fs, &power, &mut random, size);
     threads.extend(start_commits(&mut volume, &mut random));
-    match beside {
-        Beside::Commits => {}
-        Beside::Replicas => threads.push(start_keeper(&volume, &mut random)),
-        Beside::Hang => threads.extend(start_hang(&volume, &mut random)),
+    match churn {
+        Some(churn) => threads.extend(start_hang(&volume, churn, &mut random)),
+        None if beside == Beside::Replicas => threads.push(start_keeper(&volume, &mut random)),
+        None => {}
     }
     threads.into_iter().for_each(|thread| thread.join().expect("it does not panic"));
     volume.stop_engine();
@@ -270,6 +399,13 @@ fn scenario(beside: Beside) {
         volume.store.commit(Force::Always).expect("a replica lives");
         clean(&volume.store).unwrap_or_else(|found| panic!("before the power cut: {found}"));
     }
+    if power.is_cut() {
+        happened("the power failed");
+    }
+    let is_out = |replica: &ReplicaHealth| replica.state != ReplicaState::InSync;
+    if volume.store.mirror().health().iter().any(is_out) {
+        happened(if power.is_cut() { "the power failed while a replica was out" } else { "a replica out at the end" });
+    }
     let bench = volume.abandon();
     drop(slow);
     let plan = *random.pick(&[CrashPlan::DropAll, CrashPlan::DropAll, CrashPlan::KeepAll, CrashPlan::Random]);
@@ -281,9 +417,7 @@ fn scenario(beside: Beside) {
     let judged = |images: &[Image], degraded: bool, which: &str| {
         let driver = mount(images, degraded);
         deeds.judge(driver.now()).unwrap_or_else(|reason| panic!("{which}: {reason}"));
-        if !degraded {
-            clean(&driver.store).unwrap_or_else(|found| panic!("{which}: {found}"));
-        }
+        clean(&driver.store).unwrap_or_else(|found| panic!("{which}: {found}"));
     };
     for (index, image) in left.alone.iter().enumerate() {
         judged(std::slice::from_ref(image), true, &format!("replica {index} of {} alone", left.alone.len()));
@@ -293,15 +427,15 @@ fn scenario(beside: Beside) {
 
 #[test]
 fn what_was_synced_beside_commits_survives() {
-    explore(SCENARIOS[0].0, 1_500, SCENARIOS[0].1);
+    explore(&SCENARIOS[0]);
 }
 
 #[test]
 fn what_was_synced_survives_on_each_replica_in_sync_while_replicas_come_and_go() {
-    explore(SCENARIOS[1].0, 3_000, SCENARIOS[1].1);
+    explore(&SCENARIOS[1]);
 }
 
 #[test]
 fn a_late_write_damages_nothing() {
-    explore(SCENARIOS[2].0, 3_000, SCENARIOS[2].1);
+    explore(&SCENARIOS[2]);
 }

@@ -4,11 +4,13 @@
 //! what was synced. Method: each thread makes, writes, moves, removes and syncs files of its own in one shared directory,
 //! so what is found says how far each thread had come; between threads only real time orders deeds.
 
+use crate::explorer::happened;
 use crate::volume::CALLER;
 use stablefs::disk::sim::{Random, World};
 use stablefs::format::{BLOCK, ROOT_INO};
 use stablefs::fs::{Filesystem, FsError};
 use stablefs::simulate::model::{State, bytes};
+use stablefs::store::StoreError;
 use stablefs::sync::{mpsc, thread};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -147,10 +149,20 @@ impl Worker {
                 done.len() - 1
             };
             if let Err(error) = self.perform(deed) {
+                let may_need_room = !matches!(deed, Deed::Sync { .. } | Deed::Remove { .. });
+                if matches!(error, FsError::Store(StoreError::NoSpace)) && may_need_room {
+                    // Nothing was done.
+                    happened("no room");
+                    self.done.lock().expect("not poisoned").pop();
+                    continue;
+                }
                 assert!(self.power.is_cut(), "{deed:?} failed although a replica lives: {error}");
                 return;
             }
             self.done.lock().expect("not poisoned")[at].ended = Some(shuttle::current::context_switches());
+            if matches!(deed, Deed::Sync { .. }) {
+                happened("an fsync was acknowledged");
+            }
         }
     }
 }

@@ -5,11 +5,12 @@
 //! "A randomized scheduler with probabilistic guarantees of finding bugs"). A thread that waits with a deadline runs, and
 //! so times out, when nobody else can; by seed also earlier.
 
+use crate::common;
 use shuttle::scheduler::{Schedule, Scheduler, Task, TaskId};
 use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 use stablefs::disk::sim::Random;
-use std::cell::Cell;
-use std::collections::HashMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Instant;
@@ -20,6 +21,13 @@ const STEPS_MAX: usize = 3_000_000;
 thread_local! {
     /// Seed, schedules so far, fingerprint of the choices made.
     static NOW: Cell<(u64, u64, u64)> = const { Cell::new((0, 0, 0)) };
+    /// How often what happened.
+    static HAPPENED: RefCell<BTreeMap<&'static str, u64>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// Count something that a scenario is about: [`explore`] wants all of it to happen.
+pub fn happened(what: &'static str) {
+    HAPPENED.with_borrow_mut(|counts| *counts.entry(what).or_default() += 1);
 }
 
 /// Seed of the execution under way.
@@ -157,18 +165,33 @@ fn seeds(name: &str, count: u64) -> Range<u64> {
         let seed: u64 = seed.parse().expect("a seed is a number");
         return if wanted == name { seed..seed + 1 } else { 0..0 };
     }
-    if let Ok(range) = std::env::var("STABLEFS_SEEDS") {
-        let (from, to) = range.split_once("..").expect("STABLEFS_SEEDS=a..b");
-        return from.parse().expect("a number")..to.parse().expect("a number");
-    }
-    let all = std::env::var("STABLEFS_TEST_SCALE").is_ok_and(|scale| scale == "all");
-    0..if all { 10 * count } else { count }
+    common::seeds(0..if common::is_long() { 10 * count } else { count })
 }
 
-/// Explore `count` interleavings of `scenario` (or what the environment asks for), and say how many there were.
-pub fn explore(name: &str, count: u64, scenario: impl Fn() + Send + Sync + 'static) {
+/// What the tests explore.
+pub struct Scenario {
+    /// Its name.
+    pub name: &'static str,
+    /// Interleavings of it.
+    pub count: u64,
+    /// What must happen in them, or nothing was shown.
+    pub happens: &'static [&'static str],
+    /// One execution.
+    pub run: fn(),
+}
+
+/// Explore the interleavings of `scenario` (or those that the environment asks for), and say how many there were.
+pub fn explore(scenario: &Scenario) {
+    let Scenario { name, count, happens, run: one } = *scenario;
     let seeds = seeds(name, count);
     let begun = Instant::now();
-    let explored = run(name, seeds.clone(), scenario);
-    println!("interleave {name}: {} schedules, seeds {seeds:?}, {:.1?}", explored.schedules, begun.elapsed());
+    HAPPENED.with_borrow_mut(BTreeMap::clear);
+    let explored = run(name, seeds.clone(), one);
+    let happened = HAPPENED.take();
+    let spent = begun.elapsed();
+    println!("interleave {name}: {} schedules, seeds {seeds:?}, {spent:.1?}: {happened:?}", explored.schedules);
+    if seeds.end - seeds.start >= count {
+        let never: Vec<_> = happens.iter().filter(|what| !happened.contains_key(*what)).collect();
+        assert!(never.is_empty(), "interleave {name}: it never happened: {never:?}");
+    }
 }

@@ -6,7 +6,7 @@
 //! the model (`simulate::model`) gives each of these results and the state found after a remount (Wing and Gong, "Testing
 //! and verifying concurrent objects").
 
-use crate::explorer::{explore, seed};
+use crate::explorer::{Scenario, explore, happened, seed};
 use crate::volume::{Volume, reopen};
 use stablefs::disk::sim::Random;
 use stablefs::error::errno;
@@ -17,6 +17,7 @@ use stablefs::simulate::{clean, driver, judge};
 use stablefs::store::commit::Force;
 use stablefs::sync::thread;
 use std::collections::{BTreeMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 
 /// Something that a thread does.
@@ -120,12 +121,27 @@ fn explains(state: &mut State, call: &Call, got: &Got) -> bool {
     }
 }
 
+/// Of everything that can differ here: times are forgotten.
+fn fingerprint(state: &State) -> u64 {
+    let mut hash = DefaultHasher::new();
+    for (ino, node) in &state.nodes {
+        (ino, node.mode, node.owner, node.nlink, &node.xattrs).hash(&mut hash);
+        match &node.content {
+            Content::File(bytes) => (0, bytes).hash(&mut hash),
+            Content::Directory(names) => (1, names).hash(&mut hash),
+            Content::Link(target) => (2, target).hash(&mut hash),
+            Content::Special => 3.hash(&mut hash),
+        }
+    }
+    hash.finish()
+}
+
 /// Depth first over all orders in which no event comes before one that had ended when it began.
-fn search(events: &[Event], done: u32, state: &State, last: &State, seen: &mut HashSet<(u32, String)>) -> bool {
+fn search(events: &[Event], done: u32, state: &State, last: &State, seen: &mut HashSet<(u32, u64)>) -> bool {
     if done.count_ones() as usize == events.len() {
         return judge::same(state, last).is_ok();
     }
-    if !seen.insert((done, format!("{:?}", state.nodes))) {
+    if !seen.insert((done, fingerprint(state))) {
         return false;
     }
     let open = |index: usize| done >> index & 1 == 0;
@@ -229,7 +245,47 @@ fn history(volume: &Volume, tree: &Arc<Tree>, random: &mut Random, of_bytes: boo
 }
 
 /// The scenarios here, by name.
-pub const SCENARIOS: [(&str, fn()); 2] = [("names", || scenario(false)), ("bytes", || scenario(true))];
+pub const SCENARIOS: [Scenario; 2] = [
+    Scenario {
+        name: "names",
+        count: 4_000,
+        happens: &["two at once", "a name moved", "names exchanged", "a directory removed", "refused as not empty"],
+        run: || scenario(false),
+    },
+    Scenario {
+        name: "bytes",
+        count: 1_500,
+        happens: &["two at once", "a write", "a truncate", "a read beside a write"],
+        run: || scenario(true),
+    },
+];
+
+/// Count what was to be explored.
+fn count(events: &[Event]) {
+    let beside = |one: &Event| {
+        let at_once = |other: &&Event| other.begun < one.ended && one.begun < other.ended && other.thread != one.thread;
+        events.iter().filter(at_once).collect::<Vec<_>>()
+    };
+    let is_write = |event: &Event| matches!(event.call, Call::Do(Op::Write { .. }));
+    for event in events {
+        let others = beside(event);
+        if !others.is_empty() {
+            happened("two at once");
+        }
+        match (&event.call, &event.got) {
+            (Call::Do(Op::Rename { flags, .. }), Got::Done(_)) if *flags == RENAME_EXCHANGE => {
+                happened("names exchanged");
+            }
+            (Call::Do(Op::Rename { .. }), Got::Done(_)) => happened("a name moved"),
+            (Call::Do(Op::Rmdir { .. }), Got::Done(_)) => happened("a directory removed"),
+            (_, Got::Error(libc::ENOTEMPTY)) => happened("refused as not empty"),
+            (Call::Do(Op::Write { .. }), Got::Done(_)) => happened("a write"),
+            (Call::Do(Op::Truncate { .. }), Got::Done(_)) => happened("a truncate"),
+            (Call::Read { .. }, Got::Bytes(_)) if others.into_iter().any(is_write) => happened("a read beside a write"),
+            _ => {}
+        }
+    }
+}
 
 fn scenario(of_bytes: bool) {
     let mut random = Random::new(seed() ^ 0x11ea);
@@ -248,6 +304,7 @@ fn scenario(of_bytes: bool) {
         })
     });
     let events = history(&volume, &tree, &mut random, of_bytes);
+    count(&events);
     committer.into_iter().for_each(|thread| thread.join().expect("it does not panic"));
     volume.stop_engine();
     volume.fs.sync().expect("nothing is wrong with the disks");
@@ -273,10 +330,10 @@ fn scenario(of_bytes: bool) {
 
 #[test]
 fn operations_on_names_happen_at_one_moment() {
-    explore(SCENARIOS[0].0, 4_000, SCENARIOS[0].1);
+    explore(&SCENARIOS[0]);
 }
 
 #[test]
 fn operations_on_the_bytes_of_one_file_happen_at_one_moment() {
-    explore(SCENARIOS[1].0, 1_500, SCENARIOS[1].1);
+    explore(&SCENARIOS[1]);
 }

@@ -3,7 +3,7 @@
 //! Goal: the compatibility table holds, nothing deadlocks, no wake-up is lost, nobody starves. Method: threads that ask for
 //! random sets of keys, and count who is inside; a deadlock or a lost wake-up leaves nobody to run, which shuttle reports.
 
-use crate::explorer::{explore, seed};
+use crate::explorer::{Scenario, explore, happened, seed};
 use stablefs::disk::sim::Random;
 use stablefs::fs::lock::{LockKey, LockManager, Mode};
 use stablefs::sync::thread;
@@ -28,6 +28,15 @@ fn enter(inside: &Inside, wanted: &[(LockKey, Mode)]) {
     }
 }
 
+/// Whether somebody is inside who must leave first.
+fn conflicts(inside: &Inside, wanted: &[(LockKey, Mode)]) -> bool {
+    let inside = inside.lock().expect("not poisoned");
+    wanted.iter().any(|(key, mode)| match (inside.get(key).copied().unwrap_or_default(), mode) {
+        ((_, exclusive), Mode::Shared) => exclusive > 0,
+        ((shared, exclusive), Mode::Exclusive) => shared + exclusive > 0,
+    })
+}
+
 fn leave(inside: &Inside, wanted: &[(LockKey, Mode)]) {
     let mut inside = inside.lock().expect("not poisoned");
     for (key, mode) in wanted {
@@ -48,7 +57,7 @@ fn draw(random: &mut Random) -> Vec<(LockKey, Mode)> {
 }
 
 /// Threads that want the same locks.
-pub fn contend() {
+fn contend() {
     let mut random = Random::new(seed());
     let (manager, inside) = (Arc::new(LockManager::default()), Arc::new(Inside::default()));
     let threads: Vec<_> = (0..random.range(2, 4))
@@ -57,6 +66,9 @@ pub fn contend() {
             thread::spawn(move || {
                 for _ in 0..random.range(1, 4) {
                     let wanted = draw(&mut random);
+                    if conflicts(&inside, &wanted) {
+                        happened("asked for what is held");
+                    }
                     let held = manager.acquire(&wanted);
                     enter(&inside, &wanted);
                     thread::yield_now();
@@ -69,7 +81,10 @@ pub fn contend() {
     threads.into_iter().for_each(|thread| thread.join().expect("it does not panic"));
 }
 
+pub const SCENARIO: Scenario =
+    Scenario { name: "locks", count: 40_000, happens: &["asked for what is held"], run: contend };
+
 #[test]
 fn locks_exclude_as_the_table_says_and_never_wait_for_ever() {
-    explore("locks", 40_000, contend);
+    explore(&SCENARIO);
 }

@@ -5,7 +5,7 @@
 //! reaches, past the cache, again and again; another one reads whole files; writers replace them, each write whole and its
 //! own, and make every commit a reclaiming one.
 
-use crate::explorer::{explore, seed};
+use crate::explorer::{Scenario, explore, happened, seed};
 use crate::volume::{CALLER, Volume};
 use stablefs::disk::sim::Random;
 use stablefs::format::{BLOCK, ROOT_INO};
@@ -33,7 +33,7 @@ fn replace(volume: &Volume, ino: u64, version: u64, from_nothing: bool) -> Resul
 }
 
 /// Pins, reads, writes and commits, as the seed says.
-pub fn scenario() {
+fn scenario() {
     let mut random = Random::new(seed() ^ 0x9145);
     let mut volume = Volume::new(seed(), 1100);
     let make = |name: &str| {
@@ -61,7 +61,8 @@ pub fn scenario() {
             for version in 2..2 + random.range(2, 6) {
                 match replace(&volume, ino, version << 32 | ino, random.below(2) == 0) {
                     // Pinned blocks are not given back: the volume may be full for a while.
-                    Err(FsError::Store(stablefs::store::StoreError::NoSpace)) | Ok(()) => {}
+                    Err(FsError::Store(stablefs::store::StoreError::NoSpace)) => happened("no room"),
+                    Ok(()) => {}
                     Err(error) => panic!("writing: {error}"),
                 }
                 volume.store.commit(*random.pick(&[Force::Reclaim, Force::Always])).expect("disks are whole");
@@ -76,12 +77,17 @@ pub fn scenario() {
                     let held = volume.store.view().committed.clone();
                     for _ in 0..random.range(1, 4) {
                         thread::yield_now();
+                        let now = volume.store.durable_root();
+                        if now.version > held.root.version + 1 {
+                            happened("held a root while two were committed");
+                        }
                         pinned::prove(&volume.store, &held.root).expect("what is pinned stays whole");
                     }
                 } else {
                     let mut out = Vec::new();
                     volume.fs.read(*random.pick(&files), 0, &mut out, 1 << 20).expect("a read does not fail");
                     let first = out.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+                    happened(if out.is_empty() { "read nothing" } else { "read a file" });
                     assert!(out.is_empty() || out == whole(first), "a read gave pieces of two writes");
                 }
             }
@@ -96,7 +102,14 @@ pub fn scenario() {
     }
 }
 
+pub const SCENARIO: Scenario = Scenario {
+    name: "pins",
+    count: 600,
+    happens: &["no room", "held a root while two were committed", "read a file"],
+    run: scenario,
+};
+
 #[test]
 fn what_a_reader_holds_stays_whole_while_space_is_reused() {
-    explore("pins", 600, scenario);
+    explore(&SCENARIO);
 }
