@@ -27,6 +27,8 @@ impl Scratch {
 
     fn run(&self, words: &[&str]) -> Output {
         let mut command = Command::cargo_bin("stablefs").unwrap();
+        // What this host knows of volumes is theirs, too.
+        command.env("STABLEFS_STATE_DIR", self.directory.path().join("state"));
         command.args(words).current_dir(self.directory.path()).output().unwrap()
     }
 

@@ -30,6 +30,8 @@ impl Rig {
 
     fn run(&self, words: &[&str]) -> Output {
         let mut command = Command::cargo_bin("stablefs").unwrap();
+        // What this host knows of volumes is theirs, too.
+        command.env("STABLEFS_STATE_DIR", self.directory.path().join("state"));
         command.args(words).current_dir(self.directory.path()).stdin(Stdio::null()).output().unwrap()
     }
 

@@ -29,7 +29,19 @@ pub struct Witness {
     paths: Vec<String>,
 }
 
+#[cfg(test)]
+crate::sync::thread_local! {
+    /// Where a unit test lets this host write, for volumes that it opens on its own thread; nowhere, if it does not say.
+    pub(crate) static SCRATCH: std::cell::RefCell<Option<PathBuf>> = const { std::cell::RefCell::new(None) };
+}
+
+#[cfg(test)]
+fn directory() -> Option<PathBuf> {
+    SCRATCH.with_borrow(Clone::clone)
+}
+
 /// Where witnesses stand: `/var/lib/stablefs` for root, the user's state directory otherwise.
+#[cfg(not(test))]
 fn directory() -> Option<PathBuf> {
     if let Some(set) = std::env::var_os("STABLEFS_STATE_DIR") {
         return Some(PathBuf::from(set));

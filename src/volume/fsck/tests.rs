@@ -61,6 +61,7 @@ fn one_that_was_replaced_does_not_stand_for_its_successor() {
 #[test]
 fn a_vanished_container_is_rebuilt_where_this_host_knows_it() {
     let root = tempfile::tempdir().unwrap();
+    crate::volume::witness::SCRATCH.set(Some(root.path().join("state")));
     let paths = on_directories(root.path());
     std::fs::remove_file(paths[1].join(crate::disk::file::CONTAINER)).unwrap();
     let report = mend(&paths).unwrap();
