@@ -344,13 +344,13 @@ fn watch_late(volume: &Volume) {
     let geometry = volume.store.label().geometry.clone();
     // A real mutex: it is never held over a step.
     let newest = Mutex::new(HashMap::<u64, u64>::new());
-    volume.bench.power.listen(Arc::new(move |asked| {
+    volume.bench.power.listen(Some(Arc::new(move |asked| {
         let Op::Write { addr, data } = asked.op else { return };
         let mut newest = newest.lock().expect("not poisoned");
         let mut reused = false;
         for (at, block) in (*addr..).zip(data.iter().flat_map(|slice| slice.chunks_exact(BLOCK))) {
             let print = BuildHasherDefault::<DefaultHasher>::default().hash_one(block);
-            if asked.fate == Fate::Late {
+            if asked.fate() == Fate::Late {
                 reused |= geometry.holds_data(at, 1) && newest.get(&at).is_some_and(|other| *other != print);
             } else {
                 newest.insert(at, print);
@@ -359,7 +359,7 @@ fn watch_late(volume: &Volume) {
         if reused {
             happened("a write landed late on a reused address");
         }
-    }));
+    })));
 }
 
 fn scenario(beside: Beside) {
