@@ -5,10 +5,12 @@
 //! `{"ok":…}` or `{"error":"…"}`. A client that hangs or sends junk costs one thread and no more.
 //! *Assumes*: `/run` or the user's runtime directory is a local filesystem.
 //! *Fails when*: the directory belongs to somebody else ([`io::Error`]); the daemon is gone ([`CallError::Gone`]).
-//! *Order*: bind in the directory, restrict, listen, answer. *Not here*: what requests do ([`Control`], `daemon`).
+//! *Order*: bind in the directory, restrict, listen, answer; a socket that vanishes is made again. *Not here*: what requests do ([`Control`], `daemon`).
 
 pub mod place;
 
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -106,11 +108,21 @@ pub trait Control: Send + Sync + 'static {
     fn answer(&self, request: Request, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<Value, String>;
 }
 
+/// How often the socket is looked for.
+const LOOK: Duration = Duration::from_secs(3);
+
 /// A listening socket; removed from the directory when dropped.
 pub struct Server {
+    place: Arc<Mutex<Place>>,
+    clients: Arc<AtomicUsize>,
+}
+
+/// Where the socket stands.
+struct Place {
     path: PathBuf,
     identity: Option<(u64, u64)>,
-    clients: Arc<AtomicUsize>,
+    /// The daemon ends: it is not made again.
+    is_closed: bool,
 }
 
 impl Server {
@@ -119,24 +131,34 @@ impl Server {
     /// # Errors
     /// The socket cannot be made.
     pub fn start(path: &Path, control: Arc<dyn Control>) -> io::Result<Server> {
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {} // the device number is ours now, so a socket of that name is a dead daemon's
-        }
-        let listener = UnixListener::bind(path)?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        let clients = Arc::new(AtomicUsize::new(0));
-        let clients_of_thread = clients.clone();
+        let mut listener = listen(path)?;
+        let place = Place { path: path.to_owned(), identity: identity(path), is_closed: false };
+        let server = Server { place: Arc::new(Mutex::new(place)), clients: Arc::default() };
+        let (place, clients) = (server.place.clone(), server.clients.clone());
         std::thread::Builder::new().name("control".into()).spawn(move || {
-            for stream in listener.incoming() {
-                match stream {
-                    Ok(stream) => admit(stream, &control, &clients_of_thread),
+            let look = Timespec { tv_sec: LOOK.as_secs() as i64, tv_nsec: 0 };
+            loop {
+                let asked = poll(&mut [PollFd::new(&listener, PollFlags::IN)], Some(&look));
+                match asked
+                    .map_err(io::Error::from)
+                    .and_then(|count| (count > 0).then(|| listener.accept()).transpose())
+                {
+                    Ok(Some((stream, _))) => admit(stream, &control, &clients),
+                    Ok(None) => match place.lock().make_again() {
+                        Ok(None) => {}
+                        Ok(Some(again)) => listener = again,
+                        Err(error) => log::debug!("the control socket cannot be made again: {error}"),
+                    },
                     Err(_) => std::thread::sleep(Duration::from_millis(100)), // out of descriptors: do not spin
                 }
             }
         })?;
-        let identity = identity(path);
-        Ok(Server { path: path.to_owned(), identity, clients })
+        Ok(server)
+    }
+
+    /// The daemon ends: what takes the socket away now may have a right to the place.
+    pub fn close(&self) {
+        self.place.lock().is_closed = true;
     }
 
     /// Wait until every client has hung up, or `patience` is over.
@@ -152,11 +174,45 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        let mut place = self.place.lock();
+        place.is_closed = true;
         // Device numbers are used again: after our unmount the place may be another daemon's.
-        if self.identity.is_some() && identity(&self.path) == self.identity {
-            let _ = std::fs::remove_file(&self.path); // a left-over socket is refused by connect(2)
+        if place.identity.is_some() && identity(&place.path) == place.identity {
+            let _ = std::fs::remove_file(&place.path); // a left-over socket is refused by connect(2)
         }
     }
+}
+
+impl Place {
+    /// Make the socket again if it is gone, in the same directory or in the next one that serves: a user's runtime
+    /// directory goes when they log out, and `/tmp` is tidied up.
+    fn make_again(&mut self) -> io::Result<Option<UnixListener>> {
+        let is_gone =
+            |path: &Path| matches!(path.symlink_metadata(), Err(error) if error.kind() == io::ErrorKind::NotFound);
+        if self.is_closed || !is_gone(&self.path) {
+            return Ok(None);
+        }
+        let name = self.path.file_name().unwrap_or_default();
+        let path = match self.path.parent().map(place::make) {
+            Some(Ok(())) => self.path.clone(),
+            _ => place::prepare()?.join(name),
+        };
+        let listener = listen(&path)?;
+        log::info!("the control socket was gone; it stands at {} now", path.display());
+        (self.identity, self.path) = (identity(&path), path);
+        Ok(Some(listener))
+    }
+}
+
+/// Listen at `path`.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {} // the device number is ours now, so a socket of that name is a dead daemon's
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
 }
 
 /// Device and inode of what stands at `path`.

@@ -21,13 +21,14 @@ use crate::fs::{Filesystem, FsOptions};
 use crate::fuse::ServeOptions;
 use crate::fuse::fuser::Session;
 use crate::mount::{self, MountError, MountPlan, Mounted};
+use crate::store::Store;
 use crate::volume::{OpenOptions, Volume};
 use parking_lot::RwLock;
 use service::Service;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 /// How long the kernel may take to end a session after its mount is gone; it takes longer only if another mount
@@ -120,7 +121,8 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
     let say = |error: &dyn std::fmt::Display| error.to_string();
     let replicas = absolute(&job.replicas)?;
     mount::check_device().map_err(|error| say(&error))?;
-    let mountpoint = mount::check_mountpoint(&job.mountpoint, &replicas).map_err(|error| say(&error))?;
+    let mountpoint =
+        mount::check_mountpoint(&job.mountpoint, &replicas, place::is_ours).map_err(|error| say(&error))?;
     let place = place::prepare().map_err(|error| format!("no place for the control socket: {error}"))?;
     let open = OpenOptions {
         read_only: job.options.read_only,
@@ -162,8 +164,11 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
     let log = job.options.log.clone().unwrap_or_else(|| place.join(place::name(mounted.device, "log")));
     let volume: SharedVolume = Arc::new(RwLock::new(Some(volume)));
     let service = Arc::new(Service::new(volume.clone(), mounted.clone(), job, log.clone(), sender.clone()));
-    let rest = Server::start(&place.join(place::name(mounted.device, "sock")), service.clone())
-        .map_err(|error| format!("the control socket cannot be made in {}: {error}", place.display()))
+    let rest = check_outside(&log, &mounted)
+        .and_then(|()| {
+            Server::start(&place.join(place::name(mounted.device, "sock")), service.clone())
+                .map_err(|error| format!("the control socket cannot be made in {}: {error}", place.display()))
+        })
         .and_then(|server| watch_signals(sender).map(|()| server));
     let server = match rest {
         Ok(server) => server,
@@ -176,6 +181,20 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
     let stopping = Arc::new(AtomicBool::new(false));
     start_reclaim(filesystem, stopping.clone());
     Ok((Running { volume, session, mounted, service, server, events, stopping }, Some(log)))
+}
+
+/// Refuse to write about the mount into the mount: we would wait for ourselves, and keep it busy.
+fn check_outside(log: &Path, mounted: &Mounted) -> Result<(), String> {
+    let state = std::env::var_os("STABLEFS_STATE_DIR").map(PathBuf::from);
+    for (path, what) in [(Some(log), "log"), (state.as_deref(), "state directory")] {
+        let Some(path) = path else { continue };
+        let path = std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        if service::device_of(&path) == Some(mounted.device) {
+            let (path, place) = (path.display(), mounted.path.display());
+            return Err(format!("the {what} {path} would lie in the mount itself, at {place}; choose another place"));
+        }
+    }
+    Ok(())
 }
 
 /// Close a volume that is not to be served after all.
@@ -226,7 +245,7 @@ fn start_reclaim(filesystem: Arc<Filesystem>, stopping: Arc<AtomicBool>) {
         while !stopping.load(Ordering::Relaxed) {
             match filesystem.reclaim_step() {
                 Ok(true) => {}
-                Ok(false) => std::thread::sleep(RECLAIM_PAUSE),
+                Ok(false) => filesystem.wait_for_orphans(RECLAIM_PAUSE),
                 Err(error) => {
                     log::warn!("reclaiming space of deleted files: {error}");
                     std::thread::sleep(10 * RECLAIM_PAUSE);
@@ -251,39 +270,65 @@ impl Running {
                 Ok(Event::Signal(signal)) => {
                     log::info!("signal {signal}: unmounting");
                     let _ = self.commit_before_end(); // it comes again at the close, and is told there
-                    if let Err(MountError::Busy(_)) = self.mounted.unmount(false) {
-                        log::warn!("files are open: they answer ENOTCONN from now on");
-                        if let Err(error) = self.mounted.unmount(true) {
-                            log::warn!("{error}");
-                        }
-                    }
+                    self.detach_for_signal();
                     self.wait_for_session();
                     return self.finish();
                 }
                 Ok(Event::Umount { lazy, answer }) => {
-                    let committed = self.commit_before_end();
+                    // A disk that hangs must not keep the mount in the table of who wants it detached.
+                    let early = if lazy { Ok(()) } else { self.commit_before_end() };
                     if let Err(error) = self.mounted.unmount(lazy) {
                         let _ = answer.send(Err(error.to_string())); // the client may have gone
                         continue;
                     }
                     if lazy && self.wait_for_session() == Waited::StillThere {
+                        let committed = early.and_then(|()| self.commit_before_end());
                         let _ = answer.send(committed.map(|()| Vec::new()));
                         continue; // open files stay usable; the session ends with the last of them
                     }
                     self.wait_for_session();
-                    return self.finish_for(&answer);
+                    return self.finish_for(&answer, lazy);
                 }
             }
         }
     }
 
-    /// Make the last commit short.
+    /// Unmount, whoever uses it; what stays is said in the log.
+    fn detach_for_signal(&self) {
+        let Err(first) = self.mounted.unmount(false) else { return };
+        match first {
+            MountError::Busy(_) => log::warn!("files are open: they answer ENOTCONN from now on"),
+            MountError::Refused(text) => log::warn!("{text}"),
+        }
+        if let Err(error) = self.mounted.unmount(true) {
+            let place = report::shell_word(&self.mounted.path.to_string_lossy());
+            log::error!("{error}; a dead mount stays at {place}, detach it: umount -l {place}");
+        }
+    }
+
+    /// What is waited for while a disk does not answer, and how long it may be silent before that is said.
+    fn patience(&self) -> Option<(Arc<Store>, Duration)> {
+        self.volume.read().as_ref().map(|volume| (volume.store.clone(), volume.options().deadline))
+    }
+
+    /// Make the last commit short. It is not waited for longer than the deadline: the last disk may hang.
     fn commit_before_end(&self) -> Result<(), String> {
-        let Some(volume) = &*self.volume.read() else { return Ok(()) };
-        volume.store.sync().map_err(|error| {
-            log::error!("commit before unmounting: {error}");
-            format!("detached, but the last changes could not be made durable: {error}")
-        })
+        let Some((store, patience)) = self.patience() else { return Ok(()) };
+        let (sender, outcome) = channel();
+        let committing = store.clone();
+        let work = move || drop(sender.send(committing.sync())); // nobody may listen any more
+        if let Err(error) = std::thread::Builder::new().name("last-commit".into()).spawn(work) {
+            log::warn!("no thread for the commit before unmounting: {error}");
+            return Ok(()); // it comes again at the close
+        }
+        match outcome.recv_timeout(patience) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                log::error!("commit before unmounting: {error}");
+                Err(format!("detached, but the last changes could not be made durable: {error}"))
+            }
+            Err(_) => Err(waiting_for(&store)),
+        }
     }
 
     /// Wait a little for the kernel to let go.
@@ -314,29 +359,82 @@ impl Running {
 
     fn finish(self) -> Result<(), String> {
         let (answer, _outcome) = channel();
-        self.finish_for(&answer)
+        self.finish_for(&answer, false)
     }
 
-    /// Stop everything, make everything durable, tell `answer`.
-    fn finish_for(self, answer: &Sender<Ended>) -> Result<(), String> {
+    /// Stop everything, make everything durable, tell `answer`; a `lazy` one is told early if a disk does not answer.
+    fn finish_for(self, answer: &Sender<Ended>, lazy: bool) -> Result<(), String> {
         self.session.stop_answering();
+        self.server.close();
         self.stopping.store(true, Ordering::Relaxed);
         self.service.stop_tasks();
-        let volume = self.volume.write().take();
-        let outcome = match volume.map(Volume::close) {
-            None => Ok(Vec::new()),
-            Some(Ok(hanging)) => {
-                hanging.iter().for_each(|path| log::warn!("{path} still hangs; what it was sent may land later"));
-                Ok(hanging)
-            }
-            Some(Err(error)) => Err(format!("the last changes could not be made durable: {error}")),
-        };
+        let outcome = self.close(answer, lazy);
         match &outcome {
-            Ok(_) => log::info!("closed"),
+            Ok(hanging) => {
+                hanging.iter().for_each(|path| log::warn!("{path} still hangs; what it was sent may land later"));
+                log::info!("closed");
+            }
             Err(error) => log::error!("{error}"),
         }
         let _ = answer.send(outcome.clone()); // the client may have gone
         self.server.drain(LAST_ANSWER_MAX);
         outcome.map(|_hanging| ())
     }
+
+    /// Close the volume on a thread of its own: the last disk may hang, and signals must be heard. One that comes after
+    /// the deadline means: wait no longer.
+    fn close(&self, answer: &Sender<Ended>, lazy: bool) -> Ended {
+        /// How often events are looked at.
+        const STEP: Duration = Duration::from_millis(200);
+        let Some((store, patience)) = self.patience() else { return Ok(Vec::new()) };
+        let (sender, closed) = channel();
+        let shared = self.volume.clone();
+        let work = move || {
+            let volume = shared.write().take();
+            let outcome = volume.map_or(Ok(Vec::new()), Volume::close);
+            let failed = |error| format!("the last changes could not be made durable: {error}");
+            drop(sender.send(outcome.map_err(failed))); // nobody may listen any more
+        };
+        if let Err(error) = std::thread::Builder::new().name("close".into()).spawn(work) {
+            return Err(format!("the last changes could not be made durable, there is no thread for it: {error}"));
+        }
+        let began = std::time::Instant::now();
+        let mut is_told = false;
+        loop {
+            match closed.recv_timeout(STEP) {
+                Ok(outcome) => return outcome,
+                Err(RecvTimeoutError::Disconnected) => return Err("the volume was not closed: a bug, see above".into()),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let is_late = began.elapsed() > patience;
+            if is_late && !is_told {
+                is_told = true;
+                let text = waiting_for(&store);
+                log::warn!("{text}; a signal ends the wait");
+                if lazy {
+                    let _ = answer.send(Err(text)); // the client may have gone
+                }
+            }
+            for event in self.events.try_iter() {
+                match event {
+                    Event::Signal(signal) if is_late => {
+                        return Err(format!("signal {signal}: the last changes are not durable, given up"));
+                    }
+                    Event::Umount { answer, .. } => {
+                        let text = if is_late { waiting_for(&store) } else { "the daemon is ending already".into() };
+                        let _ = answer.send(Err(text)); // the client may have gone
+                    }
+                    Event::Signal(_) | Event::SessionEnded => {}
+                }
+            }
+        }
+    }
+}
+
+/// Which disks are waited for, in one line.
+fn waiting_for(store: &Store) -> String {
+    let health = store.mirror().health();
+    let late: Vec<String> = health.into_iter().filter(|one| one.in_flight > 0).map(|one| one.name.path).collect();
+    let late = if late.is_empty() { "the disks".to_owned() } else { late.join(", ") };
+    format!("the mount is detached, but the last changes are not durable yet: still waiting for {late}")
 }

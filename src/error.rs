@@ -1,7 +1,7 @@
-//! Errors at the edges of the program: errno for the kernel, exit codes for the shell.
+//! Errors at the edge towards the kernel.
 //!
-//! *Guarantees*: one exhaustive mapping of each; no other file invents an errno for an [`FsError`].
-//! *Assumes*: nothing. *Fails when*: never. *Order*: none. *Not here*: texts (they are with the enums).
+//! *Guarantees*: one exhaustive mapping; no other file invents an errno for an [`FsError`].
+//! *Assumes*: nothing. *Fails when*: never. *Order*: none. *Not here*: texts (they are with the enums), exit codes (`cli`).
 
 use crate::fs::FsError;
 use crate::store::StoreError;
@@ -40,26 +40,6 @@ fn store_errno(error: &StoreError) -> i32 {
     }
 }
 
-/// Exit codes of the commands, as in mount(8).
-pub mod exit {
-    /// Done.
-    pub const OK: u8 = 0;
-    /// Wrong usage, or refused before anything was changed.
-    pub const USAGE: u8 = 1;
-    /// The system or a replica failed.
-    pub const SYSTEM: u8 = 2;
-    /// The volume could not be mounted.
-    pub const MOUNT: u8 = 32;
-}
-
-/// Exit code of a command that failed with `error`.
-pub fn exit_code(error: &StoreError) -> u8 {
-    match error {
-        StoreError::Refused(_) | StoreError::ReadOnly | StoreError::NoSpace => exit::USAGE,
-        StoreError::Lost(_) | StoreError::Corrupt { .. } | StoreError::Failed(_) => exit::SYSTEM,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,6 +49,5 @@ mod tests {
         assert_eq!(errno(&FsError::from(StoreError::NoSpace)), libc::ENOSPC);
         assert_eq!(errno(&FsError::from(StoreError::ReadOnly)), libc::EROFS);
         assert_eq!(errno(&FsError::from(StoreError::Failed("x".into()))), libc::EIO);
-        assert_eq!(exit_code(&StoreError::Refused("x".into())), exit::USAGE);
     }
 }

@@ -4,10 +4,11 @@
 //! what survives is a prefix of the operations done (writes of more than 1 MiB, and truncates and fallocates of very
 //! large ranges, are several). Errors change nothing, except that a long write may be cut short.
 //! *Assumes*: permissions, sticky bits and path walking are the kernel's (`default_permissions`). The node id of
-//! FUSE is the inode number; numbers are never reused, so no lookup counts are kept and FORGET does nothing.
+//! FUSE is the inode number; numbers are never reused, so no lookup counts are kept and FORGET does nothing; who still looks
+//! at what has ended is told from memory (`cache::EndedInodes`).
 //! *Fails when*: [`FsError`] names why; `crate::error` gives the errno.
 //! *Order*: every mutation runs through one skeleton (`change`): semantic locks (`lock`) → reads → begin →
-//! attribute mutexes → commit. Reads of the disk happen before `begin`.
+//! attribute mutexes → commit. Reads of the disk happen before `begin`, or with everything undone and released.
 //! *Not here*: durability, caching of data and the tree (`store`); requests and replies (`fuse`).
 //!
 //! | file | part |
@@ -205,6 +206,7 @@ pub struct Filesystem {
     cache: InodeCache,
     next_handle: AtomicU64,
     reclaim: reclaim::Reclaim,
+    ended: cache::EndedInodes,
     /// Inodes with access times that wait to be written.
     atimes: Mutex<Vec<Arc<Entry>>>,
     /// Inodes whose fsync failed, and how (invariant 5: it keeps failing).
@@ -228,6 +230,7 @@ impl Filesystem {
             cache: InodeCache::new(cache::ENTRIES_MAX),
             next_handle: AtomicU64::new(1),
             reclaim: reclaim::Reclaim::default(),
+            ended: cache::EndedInodes::default(),
             atimes: Mutex::default(),
             sync_failed: Arc::default(),
         };
@@ -261,7 +264,7 @@ impl Filesystem {
         let space = self.store.space();
         StatFs {
             blocks: space.blocks,
-            bfree: space.blocks.saturating_sub(space.used).max(space.free),
+            bfree: space.free,
             bavail: space.free,
             files: space.inodes.saturating_add(space.free),
             ffree: space.free,

@@ -69,7 +69,7 @@ pub trait Requests: Send + Sync + 'static {
     /// RENAME and RENAME2.
     fn rename(&self, from: (u64, &[u8]), to: (u64, &[u8]), flags: u32, caller: &Caller) -> Result<(), Errno>;
     /// OPEN; O_TRUNC truncates.
-    fn open(&self, ino: u64, flags: i32) -> Result<u64, Errno>;
+    fn open(&self, ino: u64, flags: i32, caller: &Caller) -> Result<u64, Errno>;
     /// RELEASE.
     fn release(&self, ino: u64, handle: u64);
     /// READ, cut at the end of the file.
@@ -107,7 +107,7 @@ impl Requests for Filesystem {
         code(self.lookup(parent, name))
     }
     fn getattr(&self, ino: u64) -> Result<Attr, Errno> {
-        code(self.getattr(ino))
+        code(self.getattr_held(ino))
     }
     fn setattr(&self, ino: u64, caller: &Caller, change: &SetAttr) -> Result<Attr, Errno> {
         code(self.setattr(ino, caller, change))
@@ -139,8 +139,8 @@ impl Requests for Filesystem {
     fn rename(&self, from: (u64, &[u8]), to: (u64, &[u8]), flags: u32, caller: &Caller) -> Result<(), Errno> {
         code(self.rename(from.0, from.1, to.0, to.1, flags, caller))
     }
-    fn open(&self, ino: u64, flags: i32) -> Result<u64, Errno> {
-        code(self.open(ino, flags))
+    fn open(&self, ino: u64, flags: i32, caller: &Caller) -> Result<u64, Errno> {
+        code(self.open_by(ino, flags, caller))
     }
     fn release(&self, ino: u64, handle: u64) {
         self.release(ino, handle);

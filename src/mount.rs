@@ -63,11 +63,15 @@ pub struct Mounted {
     by_helper: bool,
 }
 
-/// Check that `path` can become a mount point; returns it made absolute, without links.
+/// Check that `path` can become a mount point; returns it made absolute, without links. `is_ours` knows our mounts.
 ///
 /// # Errors
 /// Not a directory, no daemon behind an old mount, a stablefs there already, or it lies inside a replica or a replica inside it.
-pub fn check_mountpoint(path: &Path, replicas: &[PathBuf]) -> Result<PathBuf, MountError> {
+pub fn check_mountpoint(
+    path: &Path,
+    replicas: &[PathBuf],
+    is_ours: impl FnOnce(&table::Entry) -> bool,
+) -> Result<PathBuf, MountError> {
     let shown = path.display();
     let refuse = |text: String| Err(MountError::Refused(text));
     let metadata = match std::fs::metadata(path) {
@@ -89,7 +93,7 @@ pub fn check_mountpoint(path: &Path, replicas: &[PathBuf]) -> Result<PathBuf, Mo
     };
     let entries =
         table::read().map_err(|error| MountError::Refused(format!("cannot read the table of mounts: {error}")))?;
-    if table::at(&entries, &mountpoint).is_some_and(|entry| entry.kind == "fuse.stablefs") {
+    if table::at(&entries, &mountpoint).is_some_and(is_ours) {
         return refuse(format!("a stablefs is mounted at {shown} already; look at it: stablefs status {shown}"));
     }
     for replica in replicas {
@@ -225,11 +229,6 @@ pub fn detach_dead(entry: &table::Entry) -> Result<(), MountError> {
 }
 
 impl Mounted {
-    /// Whether it is still mounted there, on top.
-    pub fn is_there(&self) -> bool {
-        table::read().is_ok_and(|entries| table::at(&entries, &self.path).is_some_and(|top| top.device == self.device))
-    }
-
     /// Unmount it, if it is still there. `lazy` detaches it although files are open; they stay usable.
     ///
     /// # Errors
@@ -269,7 +268,7 @@ mod tests {
     use super::*;
 
     fn refusal(path: &Path, replicas: &[PathBuf]) -> String {
-        check_mountpoint(path, replicas).unwrap_err().to_string()
+        check_mountpoint(path, replicas, |_| false).unwrap_err().to_string()
     }
 
     #[test]
@@ -287,14 +286,14 @@ mod tests {
         assert!(refusal(&root.join("link"), &replica).contains("inside the replica"));
         assert!(refusal(&root.join("replica"), &replica).contains("inside the replica"));
         assert!(refusal(&root.join("mnt"), &[root.join("mnt/replica")]).contains("inside the mount point"));
-        let fine = check_mountpoint(&root.join("mnt"), &[root.join("replica"), root.join("missing")]).unwrap();
+        let fine =
+            check_mountpoint(&root.join("mnt"), &[root.join("replica"), root.join("missing")], |_| false).unwrap();
         assert_eq!(fine, root.join("mnt").canonicalize().unwrap());
     }
 
     #[test]
     fn what_is_not_ours_is_not_unmounted() {
         let proc = Mounted { path: "/proc".into(), device: (4_000, 4_000), by_helper: false };
-        assert!(!proc.is_there());
         proc.unmount(false).unwrap();
         assert!(Path::new("/proc/self").exists());
     }

@@ -294,6 +294,11 @@ impl Store {
         self.next_ino.fetch_max(next, Ordering::Relaxed);
     }
 
+    /// The node at `ptr`, which must be at `level`, if it is in memory.
+    pub(crate) fn cached_node(&self, level: u8, ptr: &BlockPtr) -> Option<Arc<CachedNode>> {
+        self.cache.get(ptr).filter(|found| matches!(found.node, Node::Leaf(_)) == (level == 0))
+    }
+
     /// Remember that a block of metadata was written, so that reading it costs nothing.
     pub(crate) fn remember(&self, ptr: &BlockPtr, block: Vec<u8>, level: u8) {
         if let Ok(node) = node::decode(&block, self.label.volume, ptr, level) {
@@ -307,11 +312,8 @@ impl NodeStore for Store {
         self.label.volume
     }
     fn read_node(&self, level: u8, ptr: &BlockPtr) -> Result<Arc<CachedNode>, StoreError> {
-        if let Some(found) = self.cache.get(ptr) {
-            let is_leaf = matches!(found.node, Node::Leaf(_));
-            if is_leaf == (level == 0) {
-                return Ok(found);
-            }
+        if let Some(found) = self.cached_node(level, ptr) {
+            return Ok(found);
         }
         if !self.label.geometry.holds_data(ptr.addr, 1) {
             let corrupt = crate::format::Corrupt { what: "tree node", rule: "stands inside a zone" };

@@ -12,7 +12,7 @@ pub mod witness;
 
 use crate::disk::backing::{Backing, BackingKind};
 use crate::disk::file::{self, CreateOptions, Inspection, Mode};
-use crate::disk::{DiskError, Mirror, ReplicaState};
+use crate::disk::{Mirror, ReplicaState};
 use crate::format::{BLOCK, Geometry, Label, REPLICAS_MAX, REPLICAS_MIN};
 use crate::fs::Filesystem;
 use crate::store::commit::Force;
@@ -350,8 +350,11 @@ impl Volume {
     /// Start the store's threads.
     pub fn start(&self) -> Result<(), StoreError> {
         let mut engine = self.engine.lock();
-        if engine.is_none() && !self.options.read_only {
-            *engine = Some(Engine::start(&self.store, COMMIT_INTERVAL)?);
+        if engine.is_none() {
+            *engine = Some(match self.options.read_only {
+                true => Engine::watch(&self.store)?,
+                false => Engine::start(&self.store, COMMIT_INTERVAL)?,
+            });
         }
         Ok(())
     }
@@ -379,11 +382,6 @@ impl Volume {
         &self.options
     }
 
-    /// When it was opened.
-    pub fn opened(&self) -> Instant {
-        self.opened
-    }
-
     /// Final commit, clean root, release. Returns the paths of replicas whose I/O still hangs.
     pub fn close(self) -> Result<Vec<String>, StoreError> {
         if let Some(engine) = self.engine.lock().take() {
@@ -403,9 +401,4 @@ fn sentence(path: &str, why: &str) -> String {
 /// The path of `path` made absolute, for messages and for `replace`.
 pub fn absolute(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
-}
-
-/// Whether an error means that nothing more can be made durable.
-pub fn is_fatal(error: &StoreError) -> bool {
-    matches!(error, StoreError::Failed(_)) || matches!(error, StoreError::Lost(DiskError::NoReplica(_)))
 }

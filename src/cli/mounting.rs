@@ -73,6 +73,14 @@ pub(super) fn umount(args: &UmountArgs) -> Result<(), String> {
             complain(&format!("the daemon of {place} had died; detached it. What was synced is safe: mount it again"));
             return Ok(());
         }
+        Err(_) if talk::is_silent(&entry) => {
+            let place = shell_word(&entry.path.to_string_lossy());
+            let tool = if rustix::process::geteuid().is_root() { "umount" } else { "fusermount3 -u" };
+            return Err(format!(
+                "some process serves {place}, but no stablefs daemon answers for it; unmount it from outside: {tool} {place}; \
+                 all is durable once that process has ended"
+            ));
+        }
         Err(error) => return Err(error),
     };
     let process = client.peer_process().and_then(|process| pidfd_open(process, PidfdFlags::empty()).ok());

@@ -4,7 +4,7 @@
 //! *Fails when*: a daemon cannot be asked (2). *Order*: none. *Not here*: what the states mean (`volume::status`).
 
 use super::{FAILED, StatusArgs, USAGE, complain, talk};
-use crate::control::Request;
+use crate::control::{Request, place};
 use crate::daemon::report::Report;
 use crate::daemon::task::TaskReport;
 use crate::mount::table::{self, Entry};
@@ -59,7 +59,7 @@ pub(super) fn status(args: &StatusArgs) -> u8 {
 
 fn all() -> Result<Vec<Entry>, String> {
     let entries = table::read().map_err(|error| format!("cannot read the table of mounts: {error}"))?;
-    Ok(entries.into_iter().filter(|entry| entry.kind == "fuse.stablefs").collect())
+    Ok(entries.into_iter().filter(place::is_ours).collect())
 }
 
 fn ask(entry: &Entry) -> Result<(Value, Report), String> {

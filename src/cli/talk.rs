@@ -43,6 +43,11 @@ pub(super) fn connect(entry: &Entry) -> Result<Client, String> {
     })
 }
 
+/// Whether nobody listens where the daemon of a mount should.
+pub(super) fn is_silent(entry: &Entry) -> bool {
+    place::connect(entry).is_err_and(|error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused))
+}
+
 /// Ask the daemon of the mount that `path` lies in; shows progress on a terminal.
 pub(super) fn ask(path: &Path, request: &Request) -> Result<Value, String> {
     let entry = find(path)?;

@@ -19,20 +19,37 @@ pub(super) fn scrub(args: &ScrubArgs) -> Result<(), String> {
     };
     let result = talk::ask(&args.mountpoint, &Request::Scrub { action })?;
     match action {
-        _ if args.json => print_json(&result),
+        ScrubAction::Stop if args.json => print_json(&result),
         ScrubAction::Stop => Ok(()),
-        ScrubAction::Start => tell_scrub(result),
+        ScrubAction::Start => {
+            if args.json {
+                print_json(&result)?;
+            }
+            tell_scrub(result, args.json)
+        }
         ScrubAction::Status => {
+            if args.json {
+                print_json(&result)?;
+            }
             let task: TaskReport = serde_json::from_value(result).map_err(|error| error.to_string())?;
-            println!("{}", status::task_line(&task));
-            if task.result.is_null() { Ok(()) } else { tell_scrub(task.result) }
+            if !args.json {
+                println!("{}", status::task_line(&task));
+            }
+            if task.result.is_null() { Ok(()) } else { tell_scrub(task.result, args.json) }
         }
     }
 }
 
-/// Tell what a scrub found; damage that is left is a failure of the command.
-fn tell_scrub(result: Value) -> Result<(), String> {
+/// Tell what a scrub found, unless that `is_told`; damage that is left is a failure of the command.
+fn tell_scrub(result: Value, is_told: bool) -> Result<(), String> {
     let report: ScrubReport = serde_json::from_value(result).map_err(|error| error.to_string())?;
+    if !is_told {
+        print_scrub(&report);
+    }
+    judge_scrub(&report)
+}
+
+fn print_scrub(report: &ScrubReport) {
     println!("{report}");
     for line in &report.lost_paths {
         println!("lost: {line}");
@@ -40,6 +57,10 @@ fn tell_scrub(result: Value) -> Result<(), String> {
     for line in &report.notes {
         println!("note: {line}");
     }
+}
+
+/// Whether all is well.
+fn judge_scrub(report: &ScrubReport) -> Result<(), String> {
     match (report.lost, report.failed) {
         (0, 0) if report.unreached > 0 => {
             Err("a part of the volume breaks a rule of its format and was not reached; see the notes, and run fsck"

@@ -48,16 +48,27 @@ pub fn prepare() -> io::Result<PathBuf> {
     let uid = rustix::process::geteuid().as_raw();
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for place in candidates(uid) {
-        match std::fs::DirBuilder::new().mode(0o700).create(&place) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => last = error,
-            _ if is_private(&place, uid) => return Ok(place),
-            _ => {
-                let text = format!("{} belongs to somebody else or is open to others; remove it", place.display());
-                last = io::Error::new(io::ErrorKind::PermissionDenied, text);
-            }
+        match make(&place) {
+            Ok(()) => return Ok(place),
+            Err(error) => last = error,
         }
     }
     Err(last)
+}
+
+/// Make `directory`, unless it is there, and see that it is this user's alone.
+///
+/// # Errors
+/// It cannot be made, or not be trusted.
+pub fn make(directory: &Path) -> io::Result<()> {
+    match std::fs::DirBuilder::new().mode(0o700).create(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ if is_private(directory, rustix::process::geteuid().as_raw()) => Ok(()),
+        _ => {
+            let text = format!("{} belongs to somebody else or is open to others; remove it", directory.display());
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, text))
+        }
+    }
 }
 
 /// Name of the socket of the filesystem with this device; `extension` is `sock` or `log`.

@@ -53,12 +53,14 @@ pub fn launch(words: &[OsString]) -> Result<(), String> {
 /// # Errors
 /// As [`super::serve`]; told to the caller already if it still waited.
 pub fn run_child(job: &Job) -> Result<(), String> {
+    let _ = crate::disk::file::close_inherited(); // an old kernel: they stay open, as they would with any program
     journal::start();
     let _ = rustix::process::setsid(); // fails if we lead a group already, which is as good
     let mut told = false;
     let outcome = super::serve(job, &mut |log| {
-        told = true;
-        settle(log)
+        let settled = settle(log);
+        told = settled.is_ok();
+        settled
     });
     journal::settle(LOG_WAIT);
     if let (Err(error), false) = (&outcome, told) {

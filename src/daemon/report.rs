@@ -38,18 +38,12 @@ pub struct Report {
 /// The report of a mounted volume; commands in it can be typed as they stand.
 pub fn make(volume: &Volume, mount: MountReport, task: Option<TaskReport>) -> Report {
     let mut status = volume.status();
-    status.action = status.action.map(|action| action.replace("MOUNTPOINT", &shell_word(&mount.path)));
+    // Once: what follows it may be a path of that name.
+    status.action = status.action.map(|action| action.replacen("MOUNTPOINT", &shell_word(&mount.path), 1));
     Report { status, mount, task }
 }
 
-/// `word` as it can be typed to a shell.
-pub fn shell_word(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', "'\\''"))
-}
+pub use crate::volume::status::shell_word;
 
 #[cfg(test)]
 mod tests {

@@ -133,7 +133,7 @@ impl Service {
 }
 
 /// Device of the filesystem that `path` lies in, or would if it were made: `(major, minor)`.
-fn device_of(path: &Path) -> Option<(u32, u32)> {
+pub(super) fn device_of(path: &Path) -> Option<(u32, u32)> {
     let found = path.ancestors().find_map(|ancestor| std::fs::metadata(ancestor).ok())?;
     Some((rustix::fs::major(found.dev()), rustix::fs::minor(found.dev())))
 }

@@ -17,7 +17,7 @@ mod opening;
 mod threads;
 
 pub use inspecting::inspect;
-pub use isolate::{apart, isolate};
+pub use isolate::{apart, close_inherited, isolate};
 
 use super::backing::{Backing, BackingKind};
 use crate::format::Label;

@@ -36,6 +36,10 @@ impl Filesystem {
         if length == 0 {
             return Err(FsError::Invalid);
         }
+        self.with_room(|| self.fallocate_held(ino, offset, end, mode))
+    }
+
+    fn fallocate_held(&self, ino: u64, offset: u64, end: u64, mode: i32) -> Result<(), FsError> {
         let held = self.locks.acquire(&[(LockKey::Inode(ino), Mode::Exclusive)]);
         let (entry, inode) = self.load(ino)?;
         if !inode.is_file() {
@@ -105,7 +109,7 @@ impl Filesystem {
                 if grows {
                     inode.size = until;
                     inode.mtime = now;
-                    change.resize(ino, until, gap);
+                    change.resize(ino, until, gap.clone());
                 }
                 Ok(())
             })?;
@@ -154,7 +158,7 @@ impl Filesystem {
                     change.punch(ino, first, stop);
                 }
                 if !pages.is_empty() {
-                    change.write_pages(ino, pages, u64::MAX);
+                    change.write_pages(ino, pages.clone(), u64::MAX);
                 }
                 touch(change.inode(ino)?, now);
                 Ok(())

@@ -81,6 +81,12 @@ pub trait TransactionApi {
     fn prepare(&self) -> Result<(), StoreError> {
         Ok(())
     }
+    /// As [`TransactionApi::prepare`], without the disk; `None`: something would have to be read.
+    fn prepare_in_memory(&self) -> Option<Result<(), StoreError>> {
+        Some(self.prepare())
+    }
+    /// Forget what was filled in, but not what was reserved.
+    fn clear(&mut self);
     /// Join the open group.
     fn commit(self: Box<Self>);
 }
@@ -168,6 +174,12 @@ impl TransactionApi for Transaction<'_> {
     }
     fn prepare(&self) -> Result<(), StoreError> {
         Transaction::prepare(self)
+    }
+    fn prepare_in_memory(&self) -> Option<Result<(), StoreError>> {
+        Transaction::prepare_in_memory(self)
+    }
+    fn clear(&mut self) {
+        Transaction::clear(self);
     }
     fn commit(self: Box<Self>) {
         Transaction::commit(*self);

@@ -38,7 +38,7 @@ impl Filesystem {
         // A truncate by an ordinary user takes suid and sgid away, whoever owns the file.
         let kills = change.kill_privileges || (change.size.is_some() && caller.uid != 0);
         let change = SetAttr { kill_privileges: kills, ..change.clone() };
-        self.watch(ino, "changing", self.set(ino, &change))
+        self.with_room(|| self.watch(ino, "changing", self.set(ino, &change)))
     }
 
     fn set(&self, ino: u64, wanted: &SetAttr) -> Result<Attr, FsError> {
@@ -80,7 +80,7 @@ impl Filesystem {
         let inode = self.change(&held, need, &[&entry], |change| {
             xattrs.apply(change, ino);
             if let Some(size) = wanted.size {
-                apply_cut(change, ino, size, &mut cut);
+                apply_cut(change, ino, size, &cut);
             }
             let state = change.state(ino);
             state.mtime_set = match wanted.mtime {
@@ -94,9 +94,10 @@ impl Filesystem {
         Ok(self.attr_after(ino, &inode))
     }
 
-    /// Cut `ino` to `size`, holding it exclusively; for `O_TRUNC`.
-    pub(super) fn truncate(&self, ino: u64) -> Result<(), FsError> {
-        self.set(ino, &SetAttr { size: Some(0), ..SetAttr::default() })?;
+    /// Cut `ino` to nothing; for `O_TRUNC`.
+    pub(super) fn truncate(&self, ino: u64, caller: &Caller) -> Result<(), FsError> {
+        // The kernel leaves suid and sgid to us here, as with any truncate.
+        self.set(ino, &SetAttr { size: Some(0), kill_privileges: caller.uid != 0, ..SetAttr::default() })?;
         Ok(())
     }
 
@@ -113,8 +114,9 @@ impl Filesystem {
         let mut cut =
             Cut { tail: self.zero_edge(ino, size, old.min(size.next_multiple_of(BLOCK as u64)))?, ..Cut::default() };
         let mut from = size.div_ceil(BLOCK as u64);
-        while let Some((first, end)) = self.next_piece(ino, from)? {
-            cut.pieces.push((first, end));
+        // Without gaps: whoever counts the blocks has one hole to think of, and that to the end.
+        while let Some((_, end)) = self.next_piece(ino, from)? {
+            cut.pieces.push((from, end));
             from = end;
         }
         Ok(cut)
@@ -199,18 +201,18 @@ impl XattrChange {
         (self.put.len() + self.delete.len()) as u32
     }
     /// Do it. What is known of the attributes is looked up anew when something goes; whoever looks sees a change.
-    pub(super) fn apply(self, change: &mut Change, ino: u64) {
+    pub(super) fn apply(&self, change: &mut Change, ino: u64) {
         if self.len() > 0 {
             change.state(ino).facts_version += 1;
         }
         if !self.delete.is_empty() {
             change.state(ino).facts = None;
         }
-        for key in self.delete {
-            change.delete(key);
+        for key in &self.delete {
+            change.delete(*key);
         }
-        for (key, value) in self.put {
-            change.put(key, value);
+        for (key, value) in &self.put {
+            change.put(*key, value.clone());
         }
     }
 }
@@ -229,12 +231,11 @@ fn check_resize(inode: &Inode, size: u64) -> Result<(), FsError> {
     if size > FILE_SIZE_MAX { Err(FsError::FileTooLarge) } else { Ok(()) }
 }
 
-fn apply_cut(change: &mut Change, ino: u64, size: u64, cut: &mut Cut) {
-    let tail = std::mem::take(&mut cut.tail);
-    for (first, end) in cut.pieces.drain(..) {
-        change.punch(ino, first, end);
+fn apply_cut(change: &mut Change, ino: u64, size: u64, cut: &Cut) {
+    for (first, end) in &cut.pieces {
+        change.punch(ino, *first, *end);
     }
-    change.resize(ino, size, tail);
+    change.resize(ino, size, cut.tail.clone());
 }
 
 /// What a change of owner or content by an ordinary user takes away.

@@ -84,6 +84,41 @@ impl Entry {
     }
 }
 
+/// What inodes were when they ended, for those who still hold one by a working directory or an `O_PATH` descriptor: the
+/// kernel does not tell of these. The last so many.
+#[derive(Default)]
+pub struct EndedInodes {
+    inner: Mutex<(HashMap<u64, Inode>, VecDeque<u64>)>,
+}
+
+/// Ended inodes that are remembered.
+const ENDED_MAX: usize = 4096;
+
+impl EndedInodes {
+    /// These have ended.
+    pub fn remember(&self, gone: Vec<(u64, Inode)>) {
+        if gone.is_empty() {
+            return;
+        }
+        let mut inner = self.inner.lock();
+        let (inodes, order) = &mut *inner;
+        for (ino, inode) in gone {
+            if order.len() >= ENDED_MAX
+                && let Some(oldest) = order.pop_front()
+            {
+                inodes.remove(&oldest);
+            }
+            order.push_back(ino);
+            inodes.insert(ino, Inode { nlink: 0, ..inode });
+        }
+    }
+
+    /// What `ino` was.
+    pub fn get(&self, ino: u64) -> Option<Inode> {
+        self.inner.lock().0.get(&ino).cloned()
+    }
+}
+
 #[derive(Default)]
 struct Shard {
     entries: HashMap<u64, Arc<Entry>>,

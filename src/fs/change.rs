@@ -7,7 +7,8 @@
 //! *Assumes*: the entries are loaded, the caller holds the semantic locks of the operation (asserted on each item).
 //! *Fails when*: the store has no room or takes no changes, or the body says so.
 //! *Order*: semantic locks, `begin` (may wait for room), attribute mutexes in rising order of inode numbers, body
-//! (memory only), prepare (reads nodes that are not in memory), commit (memory only).
+//! (memory only), prepare (memory only), commit (memory only). Where nodes are missing in memory, everything is undone,
+//! the mutexes are released, the nodes are read, and the body runs again: lookups and getattrs wait for no disk.
 //! *Not here*: what is changed.
 
 use super::api::TransactionApi;
@@ -21,12 +22,17 @@ use crate::store::Need;
 use crate::sync::MutexGuard;
 use std::sync::Arc;
 
+/// How often a change is tried with what is in memory, before it reads under the attribute mutexes: nodes can be driven
+/// out of memory again before they are used.
+const ROUNDS: usize = 3;
+
 /// A transaction being filled, with the attributes of the inodes that it changes.
 pub(super) struct Change<'a> {
     transaction: Box<dyn TransactionApi + 'a>,
     held: &'a Held<'a>,
     fresh: Vec<u64>,
     rewritten: Vec<u64>,
+    gone: Vec<(u64, Inode)>,
     states: Vec<(u64, MutexGuard<'a, State>)>,
 }
 
@@ -37,7 +43,7 @@ impl Filesystem {
         held: &'a Held<'a>,
         need: Need,
         entries: &[&'a Arc<Entry>],
-        body: impl FnOnce(&mut Change<'a>) -> Result<T, FsError>,
+        body: impl FnMut(&mut Change<'a>) -> Result<T, FsError>,
     ) -> Result<T, FsError> {
         self.join(held, self.store.begin(need)?, entries, body)
     }
@@ -46,19 +52,40 @@ impl Filesystem {
     pub(super) fn join<'a, T>(
         &'a self,
         held: &'a Held<'a>,
-        transaction: Box<dyn TransactionApi + 'a>,
+        mut transaction: Box<dyn TransactionApi + 'a>,
         entries: &[&'a Arc<Entry>],
-        body: impl FnOnce(&mut Change<'a>) -> Result<T, FsError>,
+        mut body: impl FnMut(&mut Change<'a>) -> Result<T, FsError>,
     ) -> Result<T, FsError> {
         let mut sorted = entries.to_vec();
         sorted.sort_unstable_by_key(|entry| entry.ino);
         sorted.dedup_by_key(|entry| entry.ino);
+        for may_read in std::iter::repeat_n(false, ROUNDS).chain(std::iter::repeat(true)) {
+            match self.attempt(held, transaction, &sorted, may_read, &mut body) {
+                Attempt::Done(outcome) => return outcome,
+                Attempt::Unread(unread) => transaction = unread,
+            }
+            // Whoever only looks at these inodes does not wait for this.
+            transaction.prepare()?;
+            transaction.clear();
+        }
+        unreachable!("the last round ends in any case")
+    }
+
+    /// Run the body and commit. `may_read`: what is not in memory is read under the attribute mutexes.
+    fn attempt<'a, T>(
+        &'a self,
+        held: &'a Held<'a>,
+        transaction: Box<dyn TransactionApi + 'a>,
+        sorted: &[&'a Arc<Entry>],
+        may_read: bool,
+        body: &mut impl FnMut(&mut Change<'a>) -> Result<T, FsError>,
+    ) -> Attempt<'a, T> {
         let states: Vec<_> = sorted.iter().map(|entry| (entry.ino, entry.state.lock())).collect();
         let before: Vec<(Option<Inode>, Option<XattrFacts>)> =
             states.iter().map(|(_, state)| (state.inode.clone(), state.facts)).collect();
-        let mut change = Change { transaction, held, fresh: vec![], rewritten: vec![], states };
-        let mut outcome = body(&mut change);
-        let mut written = Vec::with_capacity(sorted.len());
+        let mut change = Change { transaction, held, fresh: vec![], rewritten: vec![], gone: vec![], states };
+        let outcome = body(&mut change);
+        let mut written = Vec::with_capacity(before.len());
         for ((ino, state), (inode, _)) in change.states.iter().zip(&before) {
             assert!(state.loaded, "inodes are loaded before they are changed");
             let changed = state.inode != *inode || (inode.is_some() && change.rewritten.contains(ino));
@@ -69,23 +96,41 @@ impl Filesystem {
             }
             written.push(changed);
         }
-        if outcome.is_ok()
-            && let Err(error) = change.transaction.prepare()
-        {
-            outcome = Err(error.into());
-        }
-        for ((((_, state), before), entry), written) in change.states.iter_mut().zip(before).zip(&sorted).zip(written) {
-            if outcome.is_err() {
+        let outcome = match outcome {
+            Ok(done) if may_read => Some(change.transaction.prepare().map(|()| done).map_err(FsError::from)),
+            Ok(done) => {
+                change.transaction.prepare_in_memory().map(|proven| proven.map(|()| done).map_err(FsError::from))
+            }
+            Err(error) => Some(Err(error)),
+        };
+        let joins = matches!(outcome, Some(Ok(_)));
+        for ((((_, state), before), entry), written) in change.states.iter_mut().zip(before).zip(sorted).zip(written) {
+            if !joins {
                 (state.inode, state.facts) = before;
             } else if written && std::mem::take(&mut state.atime_waits) {
                 entry.unpin();
             }
         }
-        if outcome.is_ok() {
-            change.transaction.commit();
+        let Change { transaction, states, gone, .. } = change;
+        if joins {
+            transaction.commit(); // before the mutexes are released
+            self.ended.remember(gone);
+            drop(states);
+            return Attempt::Done(outcome.expect("it joins"));
         }
-        outcome
+        match outcome {
+            Some(outcome) => Attempt::Done(outcome),
+            None => Attempt::Unread(transaction),
+        }
     }
+}
+
+/// What came of running a body once.
+enum Attempt<'a, T> {
+    /// It has joined, or failed and changed nothing.
+    Done(Result<T, FsError>),
+    /// Nothing has changed: something must be read first.
+    Unread(Box<dyn TransactionApi + 'a>),
 }
 
 impl<'a> Change<'a> {
@@ -148,8 +193,8 @@ impl<'a> Change<'a> {
 
     /// End an inode; the caller removes its content and extended attributes.
     pub(super) fn unmake(&mut self, ino: u64) {
-        let gone = self.state(ino).inode.take();
-        assert!(gone.is_some(), "an inode ends once");
+        let gone = self.state(ino).inode.take().expect("an inode ends once");
+        self.gone.push((ino, gone));
         self.transaction.count_inodes(-1);
     }
 

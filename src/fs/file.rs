@@ -12,7 +12,7 @@ use super::attributes::{XattrChange, drop_privileges};
 use super::cache::{Entry, State};
 use super::lock::{Held, LockKey, Mode};
 use super::xattr::SYMLINK_TARGET;
-use super::{Filesystem, FsError, PIECE, S_IFLNK, S_IFMT};
+use super::{Caller, Filesystem, FsError, PIECE, S_IFLNK, S_IFMT};
 use crate::disk::buffer::Slice;
 use crate::format::item::Time;
 use crate::format::{BLOCK, FILE_SIZE_MAX, Inode, reject, require};
@@ -40,8 +40,13 @@ struct How {
 }
 
 impl Filesystem {
-    /// Open `ino` (also a directory); gives a handle for `release`. `O_TRUNC` cuts a file.
+    /// Open `ino` (also a directory) for root; gives a handle for `release`. `O_TRUNC` cuts a file.
     pub fn open(&self, ino: u64, flags: i32) -> Result<u64, FsError> {
+        self.open_by(ino, flags, &Caller::default())
+    }
+
+    /// As [`Filesystem::open`], for `caller`.
+    pub fn open_by(&self, ino: u64, flags: i32, caller: &Caller) -> Result<u64, FsError> {
         let entry = self.entry(ino)?;
         let mut state = entry.state.lock();
         let inode = state.inode.as_ref().ok_or(FsError::Stale)?;
@@ -51,7 +56,7 @@ impl Filesystem {
         let truncates = flags & libc::O_TRUNC != 0 && inode.is_file();
         let handle = self.count_open(&entry, &mut state, flags);
         drop(state);
-        if truncates && let Err(error) = self.truncate(ino) {
+        if truncates && let Err(error) = self.truncate(ino, caller) {
             self.release(ino, handle);
             return Err(error);
         }
@@ -139,11 +144,13 @@ impl Filesystem {
         kill_privileges: bool,
         from_cache: bool,
     ) -> Result<u32, FsError> {
-        let held = self.locks.acquire(&[(LockKey::Inode(ino), Mode::Exclusive)]);
-        let (entry, inode) = self.load_file(ino)?;
         let how = How { kill_privileges, from_cache };
-        let outcome = self.write_held(&held, &entry, (inode.size, offset), data, how);
-        Ok(self.watch(ino, "writing", outcome)? as u32)
+        self.with_room(|| {
+            let held = self.locks.acquire(&[(LockKey::Inode(ino), Mode::Exclusive)]);
+            let (entry, inode) = self.load_file(ino)?;
+            let outcome = self.write_held(&held, &entry, (inode.size, offset), data, how);
+            Ok(self.watch(ino, "writing", outcome)? as u32)
+        })
     }
 
     /// Write in pieces; once something is written, an error only cuts the write short.
@@ -222,7 +229,7 @@ impl Filesystem {
             if how.kill_privileges {
                 drop_privileges(inode);
             }
-            change.write_pages(ino, pages, size_before);
+            change.write_pages(ino, pages.clone(), size_before);
             Ok(())
         })
     }
@@ -262,6 +269,10 @@ impl Filesystem {
         off_out: u64,
         len: u64,
     ) -> Result<u64, FsError> {
+        self.with_room(|| self.copy((ino_in, off_in), (ino_out, off_out), len))
+    }
+
+    fn copy(&self, (ino_in, off_in): (u64, u64), (ino_out, off_out): (u64, u64), len: u64) -> Result<u64, FsError> {
         let held =
             self.locks.acquire(&[(LockKey::Inode(ino_in), Mode::Shared), (LockKey::Inode(ino_out), Mode::Exclusive)]);
         let (source, inode) = self.load_file(ino_in)?;

@@ -69,7 +69,7 @@ impl Filesystem {
                 Err(FsError::NotFound) => continue,
                 found => found?.ino,
             };
-            let handle = match self.open(ino, flags) {
+            let handle = match self.open_by(ino, flags, caller) {
                 // It has no link: either its name has just gone, too, or the volume contradicts itself.
                 Err(FsError::Stale | FsError::NotFound)
                     if self.find(parent, name)?.is_none_or(|found| found.entry.ino != ino) =>
@@ -100,6 +100,10 @@ impl Filesystem {
     }
 
     fn make(&self, parent: u64, name: &[u8], caller: &Caller, new: &New) -> Result<(Attr, u64), FsError> {
+        self.with_room(|| self.try_make(parent, name, caller, new))
+    }
+
+    fn try_make(&self, parent: u64, name: &[u8], caller: &Caller, new: &New) -> Result<(Attr, u64), FsError> {
         check_name(name)?;
         let (directory, _) = self.directory(parent)?;
         let mut keys = vec![(LockKey::Alive(parent), Mode::Shared), (self.name_lock(parent, name), Mode::Exclusive)];
@@ -120,7 +124,7 @@ impl Filesystem {
         }
         let (ino, entry) = self.new_entry()?;
         let need = Need { items: 3 + inherited.items.len() as u32, data_blocks: 0, may_use_reserve: false };
-        let (inode, handle) = self.change(&held, need, &[&directory, &entry], |change| {
+        let inode = self.change(&held, need, &[&directory, &entry], |change| {
             let node = self.new_inode(change.inode(parent)?, (parent, cookie), new, inherited.mode, caller)?;
             let file_type = (node.mode >> 12) as u8;
             add_entry(change, parent, &node)?;
@@ -129,13 +133,14 @@ impl Filesystem {
                 Key::new(parent, ItemKind::Dirent, cookie),
                 Dirent { ino, file_type, name: name.to_vec() }.encode(),
             );
-            for (off, value) in inherited.items {
-                change.put(Key::new(ino, ItemKind::Xattr, off), value);
+            for (off, value) in &inherited.items {
+                change.put(Key::new(ino, ItemKind::Xattr, *off), value.clone());
             }
             change.state(ino).facts = Some(inherited.facts);
-            let handle = new.open_flags.map_or(0, |flags| self.count_open(&entry, change.state(ino), flags));
-            Ok((node, handle))
+            Ok(node)
         })?;
+        // Only now: what fails leaves no handle. Nobody can remove the file yet: its name is held.
+        let handle = new.open_flags.map_or(0, |flags| self.count_open(&entry, &mut entry.state.lock(), flags));
         // It is done: nothing may fail any more. A new file has no blocks.
         Ok((attr_with(ino, &inode, 0), handle))
     }
@@ -208,6 +213,10 @@ impl Filesystem {
 
     /// Give `ino` one more name.
     pub fn link(&self, ino: u64, new_parent: u64, new_name: &[u8]) -> Result<Attr, FsError> {
+        self.with_room(|| self.try_link(ino, new_parent, new_name))
+    }
+
+    fn try_link(&self, ino: u64, new_parent: u64, new_name: &[u8]) -> Result<Attr, FsError> {
         check_name(new_name)?;
         let (directory, _) = self.directory(new_parent)?;
         let (entry, inode) = self.load(ino)?;

@@ -36,6 +36,8 @@ pub struct MemoryStore {
     /// How far the clock has been put forward, s.
     passed: AtomicU64,
     lost: Mutex<BTreeSet<Key>>,
+    refused_begins: AtomicU64,
+    on_read: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 enum Step {
@@ -65,11 +67,21 @@ impl MemoryStore {
             read_only: AtomicBool::new(false),
             passed: AtomicU64::new(0),
             lost: Mutex::default(),
+            refused_begins: AtomicU64::new(0),
+            on_read: Mutex::default(),
         }
     }
     /// Leave room for `free` more blocks.
     pub fn set_free(&self, free: u64) {
         self.blocks.store(self.content.lock().blocks.len() as u64 + free, SeqCst);
+    }
+    /// The next change must read the disk before it can join; `work` is done meanwhile.
+    pub fn on_read(&self, work: impl FnOnce() + Send + 'static) {
+        *self.on_read.lock() = Some(Box::new(work));
+    }
+    /// The next `count` changes find no room, whoever asks.
+    pub fn refuse_begins(&self, count: u64) {
+        self.refused_begins.store(count, SeqCst);
     }
     pub fn fail_syncs(&self, fails: bool) {
         self.fails_syncs.store(fails, SeqCst);
@@ -179,7 +191,8 @@ impl StoreApi for MemoryStore {
         if self.read_only.load(SeqCst) {
             return Err(StoreError::ReadOnly);
         }
-        if need.data_blocks > self.free() && !need.may_use_reserve {
+        let refused = self.refused_begins.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok();
+        if refused || (need.data_blocks > self.free() && !need.may_use_reserve) {
             return Err(StoreError::NoSpace);
         }
         Ok(Box::new(MemoryTransaction { store: self, need, steps: vec![] }))
@@ -237,6 +250,24 @@ impl TransactionApi for MemoryTransaction<'_> {
     }
     fn count_inodes(&mut self, change: i64) {
         self.steps.push(Step::Inodes(change));
+    }
+    fn prepare(&self) -> Result<(), StoreError> {
+        let work = self.store.on_read.lock().take();
+        if let Some(work) = work {
+            work();
+        }
+        let keys = self.steps.iter().filter_map(|step| match step {
+            Step::Put(key, _) | Step::Delete(key) => Some(*key),
+            _ => None,
+        });
+        keys.into_iter().try_for_each(|key| self.store.check_lost(key, key.next()))
+    }
+    fn prepare_in_memory(&self) -> Option<Result<(), StoreError>> {
+        let must_read = self.store.on_read.lock().is_some();
+        (!must_read).then(|| self.prepare())
+    }
+    fn clear(&mut self) {
+        self.steps.retain(|step| matches!(step, Step::Reserve(..)));
     }
     fn commit(self: Box<Self>) {
         let mut content = self.store.content.lock();

@@ -64,12 +64,15 @@ impl Filesystem {
 
     /// The entry of `name` in `dir`.
     pub(super) fn find(&self, dir: u64, name: &[u8]) -> Result<Option<Found>, FsError> {
-        let cookie = self.base(name);
-        if let Some(value) = self.store.get(Key::new(dir, ItemKind::Dirent, cookie))? {
-            let entry = Dirent::decode(&value)?;
-            if entry.name == name {
-                return Ok(Some(Found { cookie, entry }));
-            }
+        let base = self.base(name);
+        let key = |off| Key::new(dir, ItemKind::Dirent, off);
+        // One look: mostly there is one such hash, or none. No further than need be: what comes next may be lost.
+        let Some((first, value)) = self.store.scan(key(base), key(base + SEQUENCES), 1)?.into_iter().next() else {
+            return Ok(None);
+        };
+        let entry = Dirent::decode(&value)?;
+        if entry.name == name {
+            return Ok(Some(Found { cookie: first.off, entry }));
         }
         Ok(self.place(dir, name)?.found)
     }
@@ -111,6 +114,15 @@ impl Filesystem {
     /// Attributes of `ino`.
     pub fn getattr(&self, ino: u64) -> Result<Attr, FsError> {
         self.watch(ino, "reading the attributes of", self.attr(ino))
+    }
+
+    /// As [`Filesystem::getattr`], for who may still hold what has ended: a working directory, say. Such an inode has no
+    /// links, and shows what it was.
+    pub fn getattr_held(&self, ino: u64) -> Result<Attr, FsError> {
+        match self.getattr(ino) {
+            Err(FsError::Stale) => self.ended.get(ino).map(|inode| attr_with(ino, &inode, 0)).ok_or(FsError::Stale),
+            found => found,
+        }
     }
 
     fn attr(&self, ino: u64) -> Result<Attr, FsError> {

@@ -3,9 +3,12 @@
 //! *Guarantees*: an orphan's content goes in bounded pieces, each one a transaction, so nobody else is stalled
 //! (trap 8); inode and list entry go last and together, so a crash in between leaves an orphan that the next mount
 //! finds. An orphan that is open is left alone.
-//! *Assumes*: somebody calls [`Filesystem::reclaim_step`] now and then. *Fails when*: the store does; the orphan
-//! stays in the list and is tried again at the next mount.
-//! *Order*: the inode exclusively, piece by piece. Also writes access times that wait.
+//! Who finds no room waits for orphans first: their room was given up by whoever removed them ([`Filesystem::with_room`]).
+//! *Assumes*: somebody calls [`Filesystem::reclaim_step`] whenever [`Filesystem::wait_for_orphans`] returns.
+//! *Fails when*: the store does; the orphan stays in the list. Damage lets it wait for the next mount, lack of room for
+//! the next call.
+//! *Order*: the inode exclusively, piece by piece; never begun while a semantic lock is held. Also writes access times
+//! that wait.
 //! *Not here*: who becomes an orphan (`remove`, `rename`, `file`).
 
 use super::cache::Entry;
@@ -13,9 +16,10 @@ use super::lock::{LockKey, Mode};
 use super::{Filesystem, FsError};
 use crate::format::{ItemKind, Key, ORPHANS};
 use crate::store::{Need, StoreError};
-use crate::sync::Mutex;
+use crate::sync::{Condvar, Mutex};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Extents removed in one transaction.
 const EXTENTS_MAX: usize = 8192;
@@ -23,6 +27,8 @@ const EXTENTS_MAX: usize = 8192;
 const BLOCKS_MAX: u64 = 1 << 24;
 /// Extended attribute items removed in one transaction.
 const XATTRS_MAX: usize = 1024;
+/// How long somebody without room waits for a piece that somebody else is at.
+const STEP_MAX: Duration = Duration::from_secs(10);
 /// Orphans of an earlier mount looked up at once.
 const FOUND_MAX: usize = 256;
 
@@ -34,18 +40,32 @@ struct Work {
     /// Where the list of an earlier mount's orphans goes on; `None`: it has been read.
     listed: Option<u64>,
     started: bool,
+    /// Orphans being worked on.
+    busy: u32,
+    /// Pieces done, failed ones too.
+    steps: u64,
+}
+
+impl Work {
+    /// Whether nobody has anything to begin.
+    fn is_idle(&self) -> bool {
+        self.started && self.waiting.is_empty() && self.listed.is_none()
+    }
 }
 
 /// Orphans that wait for their end.
 #[derive(Default)]
 pub(super) struct Reclaim {
     work: Mutex<Work>,
+    /// Rung when there is work, and when a piece is done.
+    bell: Condvar,
 }
 
 impl Reclaim {
     /// `ino` is an orphan that nobody has open.
     pub(super) fn push(&self, ino: u64) {
         self.work.lock().waiting.push_back(ino);
+        self.bell.notify_all();
     }
 }
 
@@ -53,22 +73,66 @@ impl Filesystem {
     /// Do one bounded piece of work in the background; `true`: there is more to do.
     ///
     /// # Errors
-    /// The store's. The inode concerned waits for the next mount; other work goes on with the next call.
+    /// The store's. The inode concerned waits: for the next call if there was no room, else for the next mount; other
+    /// work goes on with the next call.
     pub fn reclaim_step(&self) -> Result<bool, FsError> {
         self.write_atimes()?;
-        let next = self.next_orphan()?;
-        let Some(ino) = next else { return Ok(false) };
-        let more = match self.reclaim(ino) {
-            Err(FsError::Store(StoreError::ReadOnly)) => return Ok(false),
-            outcome => self.watch(ino, "reclaiming", outcome)?,
-        };
+        self.reclaim_next()
+    }
+
+    /// Wait until orphans wait, at most for `timeout`.
+    pub fn wait_for_orphans(&self, timeout: Duration) {
         let mut work = self.reclaim.work.lock();
-        if more {
-            work.waiting.push_back(ino);
-        } else {
-            work.progress.remove(&ino);
+        if work.is_idle() {
+            self.reclaim.bell.wait_for(&mut work, timeout);
         }
-        Ok(!work.waiting.is_empty() || work.listed.is_some())
+    }
+
+    /// Do `operation`. If it finds no room while content waits for its end that was removed already, end that and do it
+    /// again. The caller holds no locks.
+    pub(super) fn with_room<T>(&self, operation: impl Fn() -> Result<T, FsError>) -> Result<T, FsError> {
+        loop {
+            match operation() {
+                Err(FsError::Store(StoreError::NoSpace)) if self.reclaim_for_room() => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// End a piece of an orphan, or wait until somebody else has; `false`: there is none.
+    fn reclaim_for_room(&self) -> bool {
+        let mut work = self.reclaim.work.lock();
+        if !work.is_idle() {
+            drop(work);
+            return self.reclaim_next().is_ok();
+        }
+        let seen = work.steps;
+        while work.busy > 0 && work.steps == seen {
+            if self.reclaim.bell.wait_for(&mut work, STEP_MAX).timed_out() {
+                break;
+            }
+        }
+        work.steps != seen
+    }
+
+    /// End a piece of the next orphan; `true`: there is more to do.
+    fn reclaim_next(&self) -> Result<bool, FsError> {
+        let Some(ino) = self.next_orphan()? else { return Ok(false) };
+        let outcome = self.reclaim(ino);
+        let mut work = self.reclaim.work.lock();
+        work.busy -= 1;
+        work.steps += 1;
+        match &outcome {
+            Ok(true) | Err(FsError::Store(StoreError::NoSpace)) => work.waiting.push_back(ino),
+            _ => drop(work.progress.remove(&ino)),
+        }
+        self.reclaim.bell.notify_all();
+        let more = !work.is_idle();
+        drop(work);
+        match outcome {
+            Err(FsError::Store(StoreError::ReadOnly)) => Ok(false),
+            outcome => self.watch(ino, "reclaiming", outcome).map(|_| more),
+        }
     }
 
     fn next_orphan(&self) -> Result<Option<u64>, FsError> {
@@ -88,7 +152,9 @@ impl Filesystem {
             };
             work.waiting.extend(found.iter().map(|(key, _)| key.off));
         }
-        Ok(work.waiting.pop_front())
+        let next = work.waiting.pop_front();
+        work.busy += u32::from(next.is_some());
+        Ok(next)
     }
 
     /// Remove a piece of `ino`; `true`: there is more of it.
@@ -120,8 +186,8 @@ impl Filesystem {
             if change.state(ino).opens > 0 {
                 return Ok(());
             }
-            for key in xattrs {
-                change.delete(key);
+            for key in &xattrs {
+                change.delete(*key);
             }
             if !more {
                 change.delete(orphan);
@@ -145,7 +211,9 @@ impl Filesystem {
             _ => u64::MAX,
         };
         // Blocks that stand only in memory have no extents yet: the second limit is for them.
-        Ok(Some((first, by_extents.min(first.saturating_add(BLOCKS_MAX)))))
+        let end = by_extents.min(first.saturating_add(BLOCKS_MAX));
+        let is_last = end < u64::MAX && self.store.next_data(ino, end)?.is_none();
+        Ok(Some((first, if is_last { u64::MAX } else { end })))
     }
 
     /// Write the access times that wait.

@@ -63,6 +63,17 @@ impl Filesystem {
         }
         check_name(name)?;
         check_name(new_name)?;
+        self.with_room(|| self.try_rename((parent, name), (new_parent, new_name), flags, caller))
+    }
+
+    fn try_rename(
+        &self,
+        (parent, name): (u64, &[u8]),
+        (new_parent, new_name): (u64, &[u8]),
+        flags: u32,
+        caller: &Caller,
+    ) -> Result<(), FsError> {
+        let exchange = flags & RENAME_EXCHANGE != 0;
         loop {
             let source = self.side(parent, name)?;
             let target = self.side(new_parent, new_name)?;

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 mod histories;
 mod model;
+mod room;
 mod scenarios;
 
 /// A caller with no umask.

@@ -138,6 +138,18 @@ impl Filesystem {
         if is_acl && Acl::is_empty_value(value) {
             return self.removexattr(ino, name);
         }
+        self.with_room(|| self.try_setxattr(ino, name, value, flags, (caller, groups)))
+    }
+
+    fn try_setxattr(
+        &self,
+        ino: u64,
+        name: &[u8],
+        value: &[u8],
+        flags: i32,
+        (caller, groups): (&Caller, &[u32]),
+    ) -> Result<(), FsError> {
+        let is_acl = name == ACL_ACCESS || name == ACL_DEFAULT;
         let held = self.locks.acquire(&[(LockKey::Inode(ino), Mode::Exclusive)]);
         let (entry, inode) = self.load(ino)?;
         let mut mode = inode.mode;

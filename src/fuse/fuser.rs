@@ -25,10 +25,8 @@ use words::answer_empty_outcome;
 
 /// How long the kernel may trust names and attributes: nobody else changes them.
 const TRUST: Duration = Duration::from_secs(3600);
-/// Entries asked of `fs` at once for a listing.
+/// Entries asked of `fs` at first for a listing without attributes.
 const LISTING_STEP: usize = 64;
-/// Bytes of one COPY_FILE_RANGE; a shorter answer than was asked for is one (and the answer has 32 bits).
-const COPY_MAX: u64 = 64 << 20;
 /// Requests that the kernel may have waiting in the background.
 const BACKGROUND_MAX: u16 = 64;
 

@@ -41,15 +41,26 @@ impl Store {
             return Err(StoreError::ReadOnly);
         }
         self.check_alive()?;
-        if need.data_blocks > self.space.free().saturating_add(self.freed_waiting()) {
-            return Err(StoreError::NoSpace);
-        }
+        self.check_room(need)?;
         self.wait_for_memory(need)?;
         self.promised.fetch_add(need.data_blocks, Ordering::Relaxed);
         let transaction =
             Transaction { store: self, promised: need.data_blocks, items: Vec::new(), files: Vec::new(), inodes: 0 };
         self.wait_for_space(kept)?;
         Ok(transaction)
+    }
+
+    /// Refuse what cannot be had at all before it is promised: others would find no room meanwhile. What the open groups
+    /// free is known once they are committed.
+    fn check_room(&self, need: Need) -> Result<(), StoreError> {
+        let has_room = || need.data_blocks <= self.space.free().saturating_add(self.freed_waiting());
+        if has_room() {
+            return Ok(());
+        }
+        if need.data_blocks <= self.space.total() && self.view().groups().any(|group| !group.is_empty()) {
+            self.commit(commit::Force::Reclaim)?;
+        }
+        if has_room() { Ok(()) } else { Err(StoreError::NoSpace) }
     }
 
     /// Nodes that may be rewritten before the group must close, given what is free.

@@ -116,6 +116,10 @@ pub struct FileDelta {
     pub floor_logged: bool,
     /// Blocks that belong to a change of size: the next log record must have them, whoever is synced.
     pub edges: BTreeSet<u64>,
+    /// How often something was emptied.
+    pub punches: u64,
+    /// Blocks below this group that the holes hide, once counted.
+    pub hidden: Option<u64>,
 }
 
 impl Default for FileDelta {
@@ -128,6 +132,8 @@ impl Default for FileDelta {
             floor: u64::MAX,
             floor_logged: false,
             edges: BTreeSet::new(),
+            punches: 0,
+            hidden: None,
         }
     }
 }
@@ -372,6 +378,8 @@ impl Group {
         let mut files = self.files[Group::shard(ino)].lock();
         let file = files.map.entry(ino).or_default();
         file.holes.insert(first, end);
+        file.punches += 1;
+        file.hidden = None;
         file.holes_unlogged.insert(first, end);
         let hit: Vec<u64> = file.segments.range(first..end).map(|(b, _)| *b).collect();
         for block in &hit {

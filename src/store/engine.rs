@@ -1,7 +1,8 @@
 //! The store's threads: log, write-out, commit. Without them (simulator, tests, offline tools) the caller drives.
 //!
 //! *Guarantees*: an fsync is answered by the log thread; pages are written out as they come; a group is closed at
-//! least every few seconds while anything changed. *Assumes*: [`Store::stop`] is called before the store is dropped.
+//! least every few seconds while anything changed; containers are looked at every second, also where nothing is
+//! written. *Assumes*: [`Store::stop`] is called before the store is dropped.
 //! *Fails when*: never itself; a failed commit latches the store. *Order*: none held while working.
 //! *Not here*: the work.
 
@@ -127,6 +128,18 @@ impl Engine {
                 store.log_step();
             }
             store.log_step();
+        })?;
+        Ok(engine)
+    }
+
+    /// Only look at the containers now and then: what a store needs that answers reads only.
+    pub fn watch(store: &Arc<Store>) -> Result<Engine, StoreError> {
+        store.engine.wanted.lock().stop = false;
+        let mut engine = Engine { store: store.clone(), threads: Vec::new() };
+        engine.spawn("stablefs-look", |store| {
+            while store.engine.wait(COMMIT, |w| &mut w.commit, Some(LOOK)).is_some() {
+                store.mirror.check();
+            }
         })?;
         Ok(engine)
     }

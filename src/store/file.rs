@@ -4,9 +4,10 @@
 //! against writers. *Fails when*: a block is lost on all replicas: that read only.
 //! *Order*: takes a view, then shard locks one at a time. *Not here*: sizes.
 
-use super::delta::{FileDelta, Says, Segment, View};
+use super::delta::{Committed, FileDelta, Group, Says, Segment, View};
 use super::{Store, StoreError};
 use crate::disk::buffer::{Buf, Slice};
+use crate::format::item::FileMap;
 use crate::format::{Addr, BLOCK, Extent, ExtentBody, ItemKind, Key};
 use std::ops::Range;
 use std::sync::Arc;
@@ -34,23 +35,33 @@ pub enum Source {
 impl Store {
     /// What stands for file blocks `first..first + count`.
     pub fn sources(&self, view: &View, ino: u64, first: u64, count: usize) -> Result<Vec<Source>, StoreError> {
+        self.sources_in(Layers::of(view), ino, first, count)
+    }
+
+    fn sources_in(&self, layers: Layers<'_>, ino: u64, first: u64, count: usize) -> Result<Vec<Source>, StoreError> {
         let mut out: Vec<Option<Source>> = vec![None; count];
         let mut open = count;
-        for group in view.groups() {
+        for group in layers.groups() {
             group.with_file(ino, |file| open -= ask(file, first, &mut out));
             if open == 0 {
                 break;
             }
         }
         if open > 0 {
-            self.ask_tree(view, ino, first, &mut out)?;
+            self.ask_tree(layers.committed, ino, first, &mut out)?;
         }
         Ok(out.into_iter().map(|s| s.unwrap_or(Source::Hole)).collect())
     }
 
-    fn ask_tree(&self, view: &View, ino: u64, first: u64, out: &mut [Option<Source>]) -> Result<(), StoreError> {
+    fn ask_tree(
+        &self,
+        committed: &Committed,
+        ino: u64,
+        first: u64,
+        out: &mut [Option<Source>],
+    ) -> Result<(), StoreError> {
         let end = first + out.len() as u64;
-        let mut cursor = self.committed_extents(&view.committed, ino, first, end - 1);
+        let mut cursor = self.committed_extents(committed, ino, first, end - 1);
         while let Some((key, value)) = cursor.next()? {
             let extent = self.decode_extent(key, &value)?;
             let from = extent.first(key);
@@ -123,7 +134,6 @@ impl Store {
         let block = BLOCK as u64;
         let end = offset + data.len() as u64;
         let (first, last) = (offset / block, (end - 1) / block);
-        self.probe_extents(&self.view().committed, ino, first, last)?;
         let mut buf = Buf::zeroed((last - first + 1) as usize * BLOCK);
         if !offset.is_multiple_of(block) || (first == last && !end.is_multiple_of(block)) {
             self.read_file(ino, first * block, &mut buf[..BLOCK])?;
@@ -150,7 +160,7 @@ impl Store {
         let view = self.view();
         let mut from = block;
         loop {
-            let next = self.candidate(&view, ino, from)?;
+            let next = self.candidate(Layers::of(&view), ino, from)?;
             let Some(next) = next else { return Ok(None) };
             if !matches!(self.sources(&view, ino, next, 1)?[0], Source::Hole) {
                 return Ok(Some(next));
@@ -193,13 +203,13 @@ impl Store {
     }
 
     /// The first block at or after `from` of which a group's segment or the tree says something.
-    fn candidate(&self, view: &View, ino: u64, from: u64) -> Result<Option<u64>, StoreError> {
+    fn candidate(&self, layers: Layers<'_>, ino: u64, from: u64) -> Result<Option<u64>, StoreError> {
         let mut best: Option<u64> = None;
-        for group in view.groups() {
+        for group in layers.groups() {
             let next = group.with_file(ino, |f| f.segments.range(from..).next().map(|(b, _)| *b)).flatten();
             best = [best, next].into_iter().flatten().min();
         }
-        if let Some((key, value)) = self.committed_extents(&view.committed, ino, from, u64::MAX).next()? {
+        if let Some((key, value)) = self.committed_extents(layers.committed, ino, from, u64::MAX).next()? {
             let start = self.decode_extent(key, &value)?.first(key).max(from);
             best = Some(best.map_or(start, |b| b.min(start)));
         }
@@ -224,73 +234,70 @@ impl Store {
 
     /// File blocks that are not holes, what is in memory included; never too few.
     pub fn file_blocks(&self, ino: u64) -> Result<u64, StoreError> {
-        /// Segments and holes that are compared one by one; beyond that the answer is an upper bound.
-        const EXACT_MAX: usize = 1024;
         let view = self.view();
-        let map = self.committed_item(&view.committed, Key::new(ino, ItemKind::FileMap, 0))?;
-        let committed = match map {
-            Some(value) => crate::format::item::FileMap::decode(&value)?.blocks,
-            None => 0,
-        };
-        let mut total = committed;
+        let mut total = self.committed_blocks(&view.committed, ino)?;
         // Oldest first: each group changes what is below it.
-        if let Some(closing) = &view.closing {
-            let below = View {
-                current: Arc::new(super::delta::Group::new(0)),
-                closing: None,
-                committed: view.committed.clone(),
-            };
-            total = self.count_change(&below, closing, ino, total, EXACT_MAX)?;
+        let mut below = Layers { groups: [None, None], committed: &view.committed };
+        for group in view.closing.iter().chain([&view.current]) {
+            total = self.count_change(below, group, ino, total)?;
+            below.groups[0] = Some(group);
         }
-        let below = View {
-            current: view.closing.clone().unwrap_or_else(|| Arc::new(super::delta::Group::new(0))),
-            closing: None,
-            committed: view.committed.clone(),
-        };
-        self.count_change(&below, &view.current, ino, total, EXACT_MAX)
+        Ok(total)
     }
 
-    fn count_change(
-        &self,
-        below: &View,
-        group: &super::delta::Group,
-        ino: u64,
-        total: u64,
-        exact_max: usize,
-    ) -> Result<u64, StoreError> {
-        let Some((segments, holes)) = group.with_file(ino, |file| {
-            let segments: Vec<u64> = file.segments.keys().copied().take(exact_max + 1).collect();
-            (segments, file.holes.iter().collect::<Vec<_>>())
-        }) else {
-            return Ok(total);
+    fn committed_blocks(&self, committed: &Committed, ino: u64) -> Result<u64, StoreError> {
+        let map = self.committed_item(committed, Key::new(ino, ItemKind::FileMap, 0))?;
+        map.map_or(Ok(0), |value| Ok(FileMap::decode(&value)?.blocks))
+    }
+
+    /// What becomes of `total` blocks of `ino` below by what `group` says.
+    fn count_change(&self, below: Layers<'_>, group: &Group, ino: u64, total: u64) -> Result<u64, StoreError> {
+        /// Segments that are compared one by one; beyond that the answer is an upper bound.
+        const EXACT_MAX: usize = 1024;
+        let said = group.with_file(ino, |file| {
+            let part = file.segments.keys().take(EXACT_MAX).map(|block| (*block, file.holes.contains(*block)));
+            let holes = if file.hidden.is_none() { file.holes.iter().collect() } else { Vec::new() };
+            (part.collect::<Vec<_>>(), file.segments.len(), file.hidden, holes, file.punches)
+        });
+        let Some((segments, count, hidden, holes, punches)) = said else { return Ok(total) };
+        let hidden = match hidden {
+            Some(hidden) => hidden,
+            None => {
+                let counted = holes.iter().map(|(start, end)| self.count_below(below, ino, *start, *end));
+                let hidden = counted.sum::<Result<u64, _>>()?;
+                // What is below never changes: this is true until the next hole.
+                group.with_file(ino, |file| file.hidden = (file.punches == punches).then_some(hidden));
+                hidden
+            }
         };
-        let mut total = total;
-        for (start, end) in &holes {
-            total = total.saturating_sub(self.count_below(below, ino, *start, *end)?);
+        let mut total = total.saturating_sub(hidden);
+        if count > EXACT_MAX {
+            return Ok(total + count as u64);
         }
-        if segments.len() > exact_max {
-            let all = group.with_file(ino, |f| f.segments.len() as u64).unwrap_or(0);
-            return Ok(total + all);
-        }
-        let in_holes = |b: u64| holes.iter().any(|(s, e)| *s <= b && b < *e);
         let mut at = 0;
         while at < segments.len() {
-            let run = segments[at..].iter().enumerate().take_while(|(i, b)| **b == segments[at] + *i as u64).count();
-            let sources = self.sources(below, ino, segments[at], run)?;
-            for (i, source) in sources.iter().enumerate() {
-                if matches!(source, Source::Hole) || in_holes(segments[at] + i as u64) {
-                    total = total.saturating_add(1);
-                }
-            }
+            let first = segments[at].0;
+            let run = segments[at..].iter().zip(first..).take_while(|((block, _), want)| block == want).count();
+            let sources = self.sources_in(below, ino, first, run)?;
+            let is_new = |(source, (_, in_hole)): &(&Source, &(u64, bool))| matches!(source, Source::Hole) || *in_hole;
+            total += sources.iter().zip(&segments[at..]).filter(is_new).count() as u64;
             at += run;
         }
         Ok(total)
     }
 
-    fn count_below(&self, below: &View, ino: u64, start: u64, end: u64) -> Result<u64, StoreError> {
-        if start == 0 && end == u64::MAX && below.current.with_file(ino, |_| ()).is_none() {
-            let map = self.committed_item(&below.committed, Key::new(ino, ItemKind::FileMap, 0))?;
-            return map.map_or(Ok(0), |v| Ok(crate::format::item::FileMap::decode(&v)?.blocks));
+    /// Blocks of `ino` in `start..end` that are not holes.
+    fn count_below(&self, below: Layers<'_>, ino: u64, start: u64, end: u64) -> Result<u64, StoreError> {
+        /// Blocks at the begin of a file that are walked so that those behind them need not be.
+        const HEAD_MAX: u64 = 1 << 14;
+        if below.groups().all(|group| group.with_file(ino, |_| ()).is_none()) {
+            return match end {
+                u64::MAX if start <= HEAD_MAX => {
+                    let all = self.committed_blocks(below.committed, ino)?;
+                    Ok(all.saturating_sub(self.count_committed(below.committed, ino, 0, start)?))
+                }
+                _ => self.count_committed(below.committed, ino, start, end),
+            };
         }
         let mut count = 0;
         let mut at = start;
@@ -299,11 +306,45 @@ impl Store {
                 break;
             }
             let step = (end - data).min(256) as usize;
-            let sources = self.sources(below, ino, data, step)?;
+            let sources = self.sources_in(below, ino, data, step)?;
             count += sources.iter().filter(|s| !matches!(s, Source::Hole)).count() as u64;
             at = data + step as u64;
         }
         Ok(count)
+    }
+
+    /// As [`Store::count_below`] of the committed tree alone: one walk, an extent and not a block at a time.
+    fn count_committed(&self, committed: &Committed, ino: u64, start: u64, end: u64) -> Result<u64, StoreError> {
+        let mut count = 0;
+        if start >= end {
+            return Ok(count);
+        }
+        let mut cursor = self.committed_extents(committed, ino, start, end - 1);
+        while let Some((key, value)) = cursor.next()? {
+            let first = self.decode_extent(key, &value)?.first(key);
+            if first >= end {
+                break;
+            }
+            count += (key.off + 1).min(end) - first.max(start);
+        }
+        Ok(count)
+    }
+}
+
+/// What is asked in turn: groups, newest first, then a committed tree.
+#[derive(Clone, Copy)]
+struct Layers<'a> {
+    groups: [Option<&'a Group>; 2],
+    committed: &'a Committed,
+}
+
+impl<'a> Layers<'a> {
+    fn of(view: &'a View) -> Layers<'a> {
+        Layers { groups: [Some(&view.current), view.closing.as_deref()], committed: &view.committed }
+    }
+
+    fn groups(&self) -> impl Iterator<Item = &'a Group> {
+        self.groups.into_iter().flatten()
     }
 }
 

@@ -13,11 +13,13 @@
 //! that holds the last one, and the leaf for what is left of an extent whose end is cut off.
 
 use super::delta::{Committed, Group, View};
-use super::tree::{self, Cursor};
+use super::tree::{self, CachedNode, Cursor, NodeStore};
 use super::{FileChange, Store, StoreError, Transaction, Value};
 use crate::format::item::EXTENT_BLOCKS_MAX;
-use crate::format::{ItemKind, Key};
+use crate::format::{BlockPtr, ItemKind, Key, Uuid};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What a commit does without: what it changes lies in nodes that cannot be read.
 #[derive(Default)]
@@ -74,31 +76,112 @@ fn runs(blocks: impl Iterator<Item = u64>) -> Vec<(u64, u64)> {
     out
 }
 
+/// Keys of the extents of `ino` from the one that holds block `first` to those that can hold block `last`.
+fn extents_of(ino: u64, first: u64, last: u64) -> (Key, Key) {
+    let key = |block| Key::new(ino, ItemKind::Extent, block);
+    // An extent is named by its last block.
+    (key(first), key(last.saturating_add(u64::from(EXTENT_BLOCKS_MAX))))
+}
+
+/// The committed items in `from..end`. A damaged node hides nothing of an inode that is new to the tree.
+fn items_of<'a>(nodes: &'a dyn NodeStore, committed: &Committed, from: Key, end: Key) -> Cursor<'a> {
+    let cursor = Cursor::new(nodes, committed.root.tree, from).until(end);
+    if from.ino < committed.fence_ino { cursor } else { cursor.ending_at_damage() }
+}
+
 impl Transaction<'_> {
     /// Whether the commit will find what it must rewrite. May read the disk; nothing has changed if it fails.
     ///
     /// # Errors
     /// [`StoreError::Lost`] or [`StoreError::Corrupt`] of a node on the way.
     pub fn prepare(&self) -> Result<(), StoreError> {
+        self.prove(self.store)
+    }
+
+    /// As [`Transaction::prepare`], without the disk; `None`: something would have to be read.
+    pub fn prepare_in_memory(&self) -> Option<Result<(), StoreError>> {
+        let nodes = InMemory { store: self.store, missed: AtomicBool::new(false) };
+        let outcome = self.prove(&nodes);
+        (!nodes.missed.load(Ordering::Relaxed)).then_some(outcome)
+    }
+
+    fn prove(&self, nodes: &dyn NodeStore) -> Result<(), StoreError> {
         let store = self.store;
-        let committed = store.view().committed.clone();
-        for (key, _) in &self.items {
-            store.probe_item(&committed, *key)?;
+        let view = store.view();
+        let (committed, group) = (&view.committed, &view.current);
+        // What the open group has was looked for when it came.
+        for (key, _) in self.items.iter().filter(|(key, _)| group.get(*key).is_none()) {
+            store.probe_item(nodes, committed, *key)?;
         }
         for change in &self.files {
-            let (ino, touched) = match change {
-                FileChange::Pages { ino, pages, .. } => (*ino, runs(pages.iter().map(|(block, _)| *block))),
-                FileChange::Resize { ino, edges, .. } => (*ino, runs(edges.iter().map(|(block, _)| *block))),
-                FileChange::Reserve { ino, blocks } => (*ino, runs(blocks.iter().map(|(block, _)| *block))),
-                FileChange::Punch { ino, first, end } => (*ino, vec![(*first, end - 1)]),
-            };
-            store.probe_item(&committed, Key::inode(ino))?;
-            store.probe_item(&committed, Key::new(ino, ItemKind::FileMap, 0))?;
-            for (first, last) in touched {
-                store.probe_extents(&committed, ino, first, last)?;
+            let ino = change.ino();
+            let known = group.with_file(ino, |file| change.touched(|block| file.segments.contains_key(&block)));
+            if known.is_none() {
+                store.probe_item(nodes, committed, Key::inode(ino))?;
+                store.probe_item(nodes, committed, Key::new(ino, ItemKind::FileMap, 0))?;
+            }
+            for (first, last) in known.unwrap_or_else(|| change.touched(|_| false)) {
+                store.probe_extents(nodes, committed, ino, first, last)?;
             }
         }
         Ok(())
+    }
+
+    /// Forget everything but what was reserved, to be filled anew.
+    pub fn clear(&mut self) {
+        self.items.clear();
+        self.files.retain(|change| matches!(change, FileChange::Reserve { .. }));
+        self.inodes = 0;
+    }
+}
+
+impl FileChange {
+    fn ino(&self) -> u64 {
+        let (FileChange::Pages { ino, .. }
+        | FileChange::Resize { ino, .. }
+        | FileChange::Punch { ino, .. }
+        | FileChange::Reserve { ino, .. }) = self;
+        *ino
+    }
+
+    /// Runs of blocks that change: (first, last); of those that get something without those that `has` them.
+    fn touched(&self, has: impl Fn(u64) -> bool) -> Vec<(u64, u64)> {
+        match self {
+            FileChange::Punch { first, end, .. } => vec![(*first, end - 1)],
+            _ => runs(self.blocks().filter(|block| !has(*block))),
+        }
+    }
+
+    /// Blocks that get something, rising.
+    fn blocks(&self) -> impl Iterator<Item = u64> {
+        let pages = match self {
+            FileChange::Pages { pages, .. } | FileChange::Resize { edges: pages, .. } => &pages[..],
+            FileChange::Punch { .. } | FileChange::Reserve { .. } => &[],
+        };
+        let reserved = match self {
+            FileChange::Reserve { blocks, .. } => &blocks[..],
+            _ => &[],
+        };
+        pages.iter().map(|(block, _)| *block).chain(reserved.iter().map(|(block, _)| *block))
+    }
+}
+
+/// The nodes that are in memory.
+struct InMemory<'a> {
+    store: &'a Store,
+    /// One was asked for that is not.
+    missed: AtomicBool,
+}
+
+impl NodeStore for InMemory<'_> {
+    fn volume(&self) -> Uuid {
+        self.store.label.volume
+    }
+    fn read_node(&self, level: u8, ptr: &BlockPtr) -> Result<Arc<CachedNode>, StoreError> {
+        self.store.cached_node(level, ptr).ok_or_else(|| {
+            self.missed.store(true, Ordering::Relaxed);
+            StoreError::Failed("a node is not in memory".into())
+        })
     }
 }
 
@@ -113,8 +196,7 @@ impl Store {
 
     /// The committed items in `from..end`. As above, for inodes that are new to the tree.
     pub(crate) fn committed_items<'a>(&'a self, committed: &Committed, from: Key, end: Key) -> Cursor<'a> {
-        let cursor = Cursor::new(self, committed.root.tree, from).until(end);
-        if from.ino < committed.fence_ino { cursor } else { cursor.ending_at_damage() }
+        items_of(self, committed, from, end)
     }
 
     /// The committed extents of `ino` from the one that holds block `first` (or the next one) to those that can hold
@@ -126,42 +208,43 @@ impl Store {
         first: u64,
         last: u64,
     ) -> Cursor<'a> {
-        let key = |block| Key::new(ino, ItemKind::Extent, block);
-        // An extent is named by its last block.
-        self.committed_items(committed, key(first), key(last.saturating_add(u64::from(EXTENT_BLOCKS_MAX))))
+        let (from, end) = extents_of(ino, first, last);
+        self.committed_items(committed, from, end)
     }
 
-    fn probe_item(&self, committed: &Committed, key: Key) -> Result<(), StoreError> {
-        match tree::leaf_of(self, committed.root.tree, key) {
+    fn probe_item(&self, nodes: &dyn NodeStore, committed: &Committed, key: Key) -> Result<(), StoreError> {
+        match tree::leaf_of(nodes, committed.root.tree, key) {
             Err(error) if error.is_damage() && key.ino >= committed.fence_ino => Ok(()),
             found => found.map(drop),
         }
     }
 
     /// Whether blocks `first..=last` of `ino` can be written anew or given up.
-    pub(crate) fn probe_extents(
+    fn probe_extents(
         &self,
+        nodes: &dyn NodeStore,
         committed: &Committed,
         ino: u64,
         first: u64,
         last: u64,
     ) -> Result<(), StoreError> {
-        let mut cursor = self.committed_extents(committed, ino, first, last);
+        let (from, end) = extents_of(ino, first, last);
+        let mut cursor = items_of(nodes, committed, from, end);
         let mut is_first = true;
         while let Some((key, value)) = cursor.next()? {
             if std::mem::take(&mut is_first) && self.decode_extent(key, &value)?.first(key) < first {
-                self.probe_item(committed, Key::new(ino, ItemKind::Extent, first - 1))?;
+                self.probe_item(nodes, committed, Key::new(ino, ItemKind::Extent, first - 1))?;
             }
             if key.off >= last {
                 return Ok(());
             }
         }
-        self.probe_item(committed, Key::new(ino, ItemKind::Extent, last))
+        self.probe_item(nodes, committed, Key::new(ino, ItemKind::Extent, last))
     }
 
     /// Whether all content of `ino` can be given up at once.
     pub fn probe_content(&self, ino: u64) -> Result<(), StoreError> {
-        self.probe_extents(&self.view().committed, ino, 0, u64::MAX - 1)
+        self.probe_extents(self, &self.view().committed, ino, 0, u64::MAX - 1)
     }
 
     /// A commit could not apply `items`: the inodes and names whose leaves cannot be read join `left_out`. Returns how many.
@@ -169,7 +252,7 @@ impl Store {
         let before = left_out.len();
         for (key, _) in items {
             if !left_out.has(*key)
-                && let Err(error) = self.probe_item(&view.committed, *key)
+                && let Err(error) = self.probe_item(self, &view.committed, *key)
                 && error.is_damage()
             {
                 left_out.item(*key, error);

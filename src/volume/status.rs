@@ -158,7 +158,16 @@ impl Volume {
 
 /// The path if it is known, else the slot: both name a replica in commands.
 fn name_of(replica: &ReplicaStatus) -> String {
-    if replica.path.starts_with('/') { replica.path.clone() } else { replica.slot.to_string() }
+    if replica.path.starts_with('/') { shell_word(&replica.path) } else { replica.slot.to_string() }
+}
+
+/// `word` as it can be typed to a shell.
+pub fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 fn replica(health: crate::disk::ReplicaHealth) -> ReplicaStatus {

@@ -10,6 +10,8 @@ mod crash;
 mod degraded;
 mod disks;
 mod everyday;
+mod files;
 mod heavy;
 mod refuse;
 mod rot;
+mod service;

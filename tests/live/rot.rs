@@ -1,6 +1,6 @@
 //! Junk over blocks that are in use, while the mount is busy.
 
-use super::bed::{Bed, bytes, can_mount, counter};
+use super::bed::{Bed, bytes, can_mount, counter, run};
 use super::degraded::{check_still_files, load, still_files};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -205,5 +205,15 @@ fn what_both_have_lost_is_an_error_for_that_block_alone() {
         }
     }
     assert_eq!(lost, 1);
+    // Who lets cron do it hears of it, too.
+    for words in [&["scrub", "--json"][..], &["scrub", "--status", "--json"], &["scrub"]] {
+        let said = run(bed.command().args(words).arg(&bed.mnt)).code(1);
+        assert!(said.err.contains("damaged on every replica"), "{said}");
+        if words.contains(&"--json") {
+            let json = said.json();
+            let report = if words.contains(&"--status") { &json["result"] } else { &json };
+            assert_eq!(report["lost"].as_u64(), Some(1), "{json:#}");
+        }
+    }
     bed.umount().ok();
 }

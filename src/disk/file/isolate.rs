@@ -20,16 +20,25 @@ pub(super) const DESCRIPTOR_MIN: i32 = 512;
 pub fn isolate() -> io::Result<()> {
     // SAFETY: the table is copied, so no descriptor that anybody else holds changes.
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES)? };
-    // SAFETY: closes numbers in this thread's own table only; this thread holds no descriptor objects.
-    let closed = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, 0_u32) };
-    if closed < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    // In this thread's own table only, and this thread holds no descriptor objects.
+    close_all()?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     rustix::stdio::dup2_stderr(&null)?;
     Ok(())
+}
+
+/// Close every descriptor but 0, 1 and 2: what whoever started this process left open in it. Locks, pipes and disks of
+/// theirs would be held for as long as it lives. To be called before this process has opened anything.
+pub fn close_inherited() -> io::Result<()> {
+    close_all()
+}
+
+fn close_all() -> io::Result<()> {
+    // SAFETY: both callers own no descriptor objects with these numbers.
+    let closed = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, 0_u32) };
+    if closed < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Run `work` on a thread with a table of its own, and wait for it for `patience`. What has not come back then goes on

@@ -5,9 +5,9 @@
 
 use super::words::{
     Added, answer_attr, answer_empty, answer_entry, answer_xattr, bytes, caller, entry, groups_of, kind_of, list,
-    moment, plus, shown,
+    moment, nothing, plus, shown,
 };
-use super::{Adapter, BACKGROUND_MAX, COPY_MAX, Matter, TRUST, capabilities};
+use super::{Adapter, BACKGROUND_MAX, Matter, TRUST, capabilities};
 use crate::fs::{ACL_ACCESS, SetAttr};
 use crate::fuse::{Requests, WriteKind, times};
 use fuser::{
@@ -42,7 +42,12 @@ impl fuser::Filesystem for Adapter {
     }
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.now(reply, |to| entry(&to.lookup(parent.0, name.as_bytes())?), answer_entry);
+        let work = |to: &dyn Requests| match to.lookup(parent.0, name.as_bytes()) {
+            // The kernel may remember that, too: every name is made through it.
+            Err(libc::ENOENT) => Ok(nothing()),
+            found => entry(&found?),
+        };
+        self.now(reply, work, answer_entry);
     }
 
     fn forget(&self, _request: &Request, _ino: INodeNo, _lookups: u64) {}
@@ -141,13 +146,13 @@ impl fuser::Filesystem for Adapter {
         self.names(reply, move |to| entry(&to.link(ino.0, new_parent.0, &new_name)?), answer_entry);
     }
 
-    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let open_flags = self.core.open_flags;
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (who, open_flags) = (caller(request, 0), self.core.open_flags);
         let answer = move |reply: ReplyOpen, handle| reply.opened(FileHandle(handle), open_flags);
         if flags.0 & libc::O_TRUNC != 0 {
-            self.data(reply, move |to| to.open(ino.0, flags.0), answer);
+            self.data(reply, move |to| to.open(ino.0, flags.0, &who), answer);
         } else {
-            self.now(reply, |to| to.open(ino.0, flags.0), answer);
+            self.now(reply, |to| to.open(ino.0, flags.0, &who), answer);
         }
     }
 
@@ -221,10 +226,11 @@ impl fuser::Filesystem for Adapter {
         self.sync(ino, datasync, reply);
     }
 
-    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         // A handle keeps a directory that is removed meanwhile, as it does a file.
         let answer = |reply: ReplyOpen, handle| reply.opened(FileHandle(handle), FopenFlags::empty());
-        self.now(reply, |to| to.open(ino.0, libc::O_RDONLY), answer);
+        let who = caller(request, 0);
+        self.now(reply, |to| to.open(ino.0, libc::O_RDONLY, &who), answer);
     }
 
     fn releasedir(&self, _request: &Request, ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
@@ -413,7 +419,6 @@ impl fuser::Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let length = length.min(COPY_MAX);
         let work = move |to: &dyn Requests| to.copy_file_range((ino_in.0, offset_in), (ino_out.0, offset_out), length);
         self.data(reply, work, |reply, copied| reply.written(u32::try_from(copied).unwrap_or(u32::MAX)));
     }

@@ -51,6 +51,29 @@ pub(super) fn entry(attr: &Attr) -> Outcome<(FileAttr, Generation)> {
     Ok((shown(attr)?, Generation(attr.generation)))
 }
 
+/// That there is no such name, in a form that the kernel remembers.
+pub(super) fn nothing() -> (FileAttr, Generation) {
+    let time = times::sent(Default::default());
+    let attr = FileAttr {
+        ino: INodeNo(0),
+        size: 0,
+        blocks: 0,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        crtime: time,
+        kind: FileType::RegularFile,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: crate::format::BLOCK as u32,
+        flags: 0,
+    };
+    (attr, Generation(0))
+}
+
 pub(super) fn caller(request: &Request, umask: u32) -> Caller {
     Caller { uid: request.uid(), gid: request.gid(), umask }
 }
@@ -129,8 +152,10 @@ pub(super) fn list(
     mut add: impl FnMut(&DirEntry) -> Added,
 ) -> Outcome<()> {
     let mut any = false;
+    // With attributes a page of answer takes about 20, and those that do not fit are work for nothing.
+    let mut step = if with_attr { LISTING_STEP / 4 } else { LISTING_STEP };
     loop {
-        let entries = match requests.readdir(ino, after, LISTING_STEP, with_attr) {
+        let entries = match requests.readdir(ino, after, step, with_attr) {
             Ok(entries) => entries,
             // What was found is an answer; the next call meets the error again. An empty answer would be the end.
             Err(_) if any => return Ok(()),
@@ -144,9 +169,10 @@ pub(super) fn list(
             }
         }
         match entries.last() {
-            Some(last) if entries.len() >= LISTING_STEP => after = last.cookie,
+            Some(last) if entries.len() >= step => after = last.cookie,
             _ => return Ok(()),
         }
+        step = (2 * step).min(4 * LISTING_STEP);
     }
 }
 
