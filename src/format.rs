@@ -118,7 +118,8 @@ pub(crate) fn require(holds: bool, what: &'static str, rule: &'static str) -> Re
 
 /// Whether every byte is zero (reserved fields).
 pub(crate) fn all_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|b| *b == 0)
+    // By words of a register, not byte by byte.
+    bytes.chunks(128).all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 #[cfg(test)]

@@ -375,11 +375,11 @@ impl Bench {
     }
 
     /// Who is told that the volume goes on with fewer replicas: this world's host writes it down, as the product does.
-    fn on_shrink(&self) -> ShrinkHook {
+    /// `outlives`: the power cut takes the disks only, not the host.
+    fn on_shrink(&self, outlives: bool) -> ShrinkHook {
         let (witness, power) = (self.witness.clone(), self.power.clone());
         Box::new(move |root| {
-            // A power cut takes the host, too.
-            if !power.is_cut() {
+            if outlives || !power.is_cut() {
                 witness.lock().insert(root.volume, Witness::of(root, &[]));
             }
         })
@@ -411,7 +411,8 @@ impl Bench {
             let known = witness.lock().get(&root.volume).cloned();
             known.map_or(Ok(()), |known| known.check(root, here))
         };
-        let host = Host { world: self.clock.clone(), deadline: DEADLINE, check: &check, on_shrink: self.on_shrink() };
+        let host =
+            Host { world: self.clock.clone(), deadline: DEADLINE, check: &check, on_shrink: self.on_shrink(false) };
         let outcome = if present.is_empty() {
             Err(StoreError::Refused("nothing to check".into()))
         } else {
@@ -433,7 +434,7 @@ impl Bench {
     pub fn open_disks(&mut self, disks: &[usize], ask: Ask) -> (Seen, Result<(Store, Report), StoreError>) {
         let (present, _) = self.look(disks);
         let seen = Seen::of(&present);
-        (seen, self.open_present(present, ask, self.on_shrink()))
+        (seen, self.open_present(present, ask, self.on_shrink(false)))
     }
 
     fn open_present(

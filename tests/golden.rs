@@ -7,7 +7,7 @@
 //! `STABLEFS_GOLDEN=write cargo test --test golden` writes them anew: only with a new format version, beside the old.
 
 use stablefs::disk::Backing;
-use stablefs::disk::sim::{Block, CrashPlan, Image, SimDisk, World as Power};
+use stablefs::disk::sim::{Blocks, CrashPlan, Image, SimDisk, World as Power};
 use stablefs::format::item::Time;
 use stablefs::format::{Addr, BLOCK, Geometry};
 use stablefs::fs::{Attr, Caller, Filesystem, FsOptions};
@@ -16,7 +16,6 @@ use stablefs::store::create::{CreateStore, create};
 use stablefs::store::recover::{OpenStore, Present, examine, open};
 use stablefs::store::{Store, StoreOptions};
 use stablefs::world::Seeded;
-use std::collections::HashMap;
 use std::fmt::Write;
 use std::fs;
 use std::ops::ControlFlow;
@@ -178,7 +177,7 @@ fn encode(images: &[Image]) -> String {
 
 /// Both disks. Replica 1 differs from replica 0 where it has lines of its own.
 fn decode(text: &str) -> [Image; 2] {
-    let mut disks: [HashMap<Addr, Arc<Block>>; 2] = [HashMap::new(), HashMap::new()];
+    let mut disks = [Blocks::default(), Blocks::default()];
     for line in text.lines() {
         let mut words = line.split(' ');
         let mut number = || words.next().and_then(|word| word.parse::<u64>().ok()).expect("a number");

@@ -24,6 +24,7 @@ use crate::format::{Addr, BLOCK};
 use medium::Medium;
 use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +32,27 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Bytes of one block.
 pub type Block = [u8; BLOCK];
 /// Content of a disk; blocks that are not in it are zero. Cloning costs nothing.
-pub type Image = Arc<HashMap<Addr, Arc<Block>>>;
+pub type Image = Arc<Blocks>;
+/// Blocks by address.
+pub type Blocks = HashMap<Addr, Arc<Block>, BuildHasherDefault<AddrHasher>>;
+
+/// One multiplication: addresses are no attacker's, and a run is the same each time.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct AddrHasher(u64);
+
+impl Hasher for AddrHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+    fn write_u64(&mut self, addr: u64) {
+        let mixed = (self.0 ^ addr).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        // The upper bits choose within a group, the lower ones the group.
+        self.0 = mixed ^ mixed >> 32;
+    }
+}
 
 /// Chunks of a disk to which the filesystem below has given space.
 pub type Space = BTreeSet<u64>;
@@ -320,14 +341,25 @@ impl SimDisk {
 
     /// Addresses that were ever written, in order.
     pub fn addresses(&self) -> Vec<Addr> {
-        let mut all: Vec<Addr> = self.snapshot().keys().copied().collect();
-        all.sort_unstable();
-        all
+        self.shared.medium.lock().addresses()
     }
 
     /// The bytes at `addr`, past all faults.
     pub fn peek(&self, addr: Addr) -> Block {
         self.shared.medium.lock().content(addr).map_or([0; BLOCK], |block| **block)
+    }
+
+    /// Whether the block at `addr` is what a power cut makes of a write of `new`: each sector of it, or as it was before.
+    pub fn is_torn(&self, addr: Addr, new: &Block) -> bool {
+        let medium = self.shared.medium.lock();
+        let zeros = [0; BLOCK];
+        let held: &Block = medium.content(addr).map_or(&zeros, |block| block);
+        let before: &Block = medium.previous.get(&addr).map_or(&zeros, |block| block);
+        let sector = |at: usize| at..at + medium::SECTOR;
+        (0..BLOCK)
+            .step_by(medium::SECTOR)
+            .map(sector)
+            .all(|at| held[at.clone()] == new[at.clone()] || held[at.clone()] == before[at])
     }
 
     /// Put bytes at `addr` behind everybody's back.

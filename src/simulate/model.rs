@@ -4,8 +4,8 @@
 //! the nodes that it must change. *Assumes*: permissions are the kernel's; inode numbers are told by the filesystem.
 //! *Fails when*: the operation must fail: the errno. *Order*: none. *Not here*: room, time, durability, blocks.
 
-use crate::format::ROOT_INO;
 use crate::format::item::Time;
+use crate::format::{BLOCK, ROOT_INO};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -131,6 +131,16 @@ pub enum Op {
     Unpin,
 }
 
+impl Op {
+    /// Whether it leaves what there is as it was, in every case.
+    pub fn changes_nothing(&self) -> bool {
+        matches!(
+            self,
+            Op::Read { .. } | Op::Fsync { .. } | Op::Sync | Op::Squeeze | Op::Place | Op::Reclaim | Op::Pin | Op::Unpin
+        )
+    }
+}
+
 /// What an inode is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Content {
@@ -172,11 +182,22 @@ pub struct State {
     pub opens: BTreeMap<u64, u32>,
 }
 
-/// The bytes of a write.
+/// The bytes of a write: those of the seed `fill` in the first block, and in each further one the same but for its
+/// first eight.
 pub fn bytes(length: u64, fill: u64) -> Vec<u8> {
-    let mut out = vec![0; length as usize];
-    if fill != 0 {
-        crate::disk::sim::Random::new(fill).fill(&mut out);
+    let length = length as usize;
+    let mut out = vec![0; length];
+    if fill == 0 {
+        return out;
+    }
+    let first = length.min(BLOCK);
+    crate::disk::sim::Random::new(fill).fill(&mut out[..first]);
+    for at in (BLOCK..length).step_by(BLOCK) {
+        let end = length.min(at + BLOCK);
+        out.copy_within(..end - at, at);
+        let head = (fill ^ at as u64).to_le_bytes();
+        let marked = head.len().min(end - at);
+        out[at..at + marked].copy_from_slice(&head[..marked]);
     }
     out
 }
@@ -368,12 +389,15 @@ impl State {
         if data.is_empty() {
             return;
         }
-        let file = self.touch_file(ino);
-        let end = offset as usize + data.len();
-        if end > file.len() {
-            file.resize(end, 0);
-        }
-        file[offset as usize..end].copy_from_slice(data);
+        let (from, end) = (offset as usize, offset as usize + data.len());
+        let Content::File(bytes) = &mut self.touch(ino).content else { panic!("inode {ino} of the model is no file") };
+        // Written once, not copied and then changed: it is shared with the states before.
+        let mut whole = Vec::with_capacity(end.max(bytes.len()));
+        whole.extend_from_slice(&bytes[..from.min(bytes.len())]);
+        whole.resize(from, 0);
+        whole.extend_from_slice(data);
+        whole.extend_from_slice(bytes.get(end..).unwrap_or_default());
+        *bytes = Arc::new(whole);
     }
 
     fn copy(&mut self, (from, from_offset): (u64, u64), (to, to_offset): (u64, u64), length: u64) -> Result<(), i32> {

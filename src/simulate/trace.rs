@@ -210,7 +210,7 @@ impl Tracer {
         let (present, _) = self.bench.look(which);
         let there = present.iter().filter_map(|one| disk_of(&one.path)).collect();
         self.tell(Event::Mount { present: there, degraded, accept_stale });
-        let (write_down, events) = (self.bench.on_shrink(), self.events.clone());
+        let (write_down, events) = (self.bench.on_shrink(true), self.events.clone());
         let on_shrink: ShrinkHook = Box::new(move |root| {
             write_down(root);
             events.lock().push(Event::Witness(Box::new(root.clone())));

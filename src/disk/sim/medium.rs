@@ -9,15 +9,14 @@
 
 use super::faults::{Counters, Faults, Rates};
 use super::random::Random;
-use super::{Block, CrashPlan, Image, Space};
+use super::{Block, Blocks, CrashPlan, Image, Space};
 use crate::disk::backing::{Done, Facts, Op};
 use crate::disk::buffer::Buf;
-use crate::format::{Addr, BLOCK};
-use std::collections::HashMap;
+use crate::format::{Addr, BLOCK, all_zero};
 use std::io;
 use std::sync::Arc;
 
-const SECTOR: usize = 512;
+pub(super) const SECTOR: usize = 512;
 /// Blocks that the filesystem below allocates at once.
 const CHUNK: u64 = 16;
 
@@ -28,15 +27,16 @@ pub(super) struct Medium {
     /// Answered writes that no flush covers, oldest first.
     pub pending: Vec<(Addr, Arc<Block>)>,
     /// Newest pending content by address.
-    pub latest: HashMap<Addr, Arc<Block>>,
+    pub latest: Blocks,
     /// What stood at an address before its newest content.
-    pub previous: HashMap<Addr, Arc<Block>>,
+    pub previous: Blocks,
     /// Chunks that have space below.
     pub allocated: Space,
     pub faults: Faults,
     pub rates: Rates,
     pub counters: Counters,
     pub random: Random,
+    zeros: Arc<Block>,
 }
 
 fn os_error(code: i32) -> io::Error {
@@ -55,19 +55,25 @@ fn torn(old: Option<&Arc<Block>>, new: &Block, mask: u64) -> Arc<Block> {
     Arc::new(mixed)
 }
 
+/// A block of its own, copied once.
+fn block_of(bytes: &[u8]) -> Arc<Block> {
+    Arc::<[u8]>::from(bytes).try_into().expect("chunks are blocks")
+}
+
 impl Medium {
     pub fn new(blocks: u64, durable: Image, random: Random) -> Medium {
         Medium {
             blocks,
             durable,
             pending: Vec::new(),
-            latest: HashMap::new(),
-            previous: HashMap::new(),
+            latest: Blocks::default(),
+            previous: Blocks::default(),
             allocated: Space::new(),
             faults: Faults::default(),
             rates: Rates::default(),
             counters: Counters::default(),
             random,
+            zeros: Arc::new([0; BLOCK]),
         }
     }
 
@@ -143,11 +149,18 @@ impl Medium {
         image
     }
 
+    /// Addresses that hold something, in order, each once.
+    pub fn addresses(&self) -> Vec<Addr> {
+        let mut held: Vec<Addr> = self.durable.keys().chain(self.latest.keys()).copied().collect();
+        held.sort_unstable();
+        held.dedup();
+        held
+    }
+
     /// Any other address that holds something, so that misdirection does harm.
     fn elsewhere(&mut self, addr: Addr) -> Addr {
-        let mut held: Vec<Addr> = self.durable.keys().chain(self.latest.keys()).copied().collect();
+        let mut held = self.addresses();
         held.retain(|at| *at != addr);
-        held.sort_unstable();
         if held.is_empty() { addr ^ 1 } else { *self.random.pick(&held) }
     }
 
@@ -242,7 +255,8 @@ impl Medium {
         }
         let base = if misdirect { self.elsewhere(addr) } else { addr };
         for (at, bytes) in (base..).zip(data.iter().flat_map(|slice| slice.chunks_exact(BLOCK))) {
-            let mut block: Arc<Block> = Arc::new(bytes.try_into().expect("chunks are blocks"));
+            // Zeros are written by the hundred: all are one.
+            let mut block = if all_zero(bytes) { self.zeros.clone() } else { block_of(bytes) };
             let target = at % self.blocks;
             if tear {
                 // Neither all old nor all new: that would be a lost write or a good one.
@@ -262,7 +276,7 @@ impl Medium {
             for (i, bytes) in data.iter().flat_map(|slice| slice.chunks_exact(BLOCK)).enumerate() {
                 let at = addr + i as u64;
                 if at < self.blocks {
-                    self.stage(at, Arc::new(bytes.try_into().expect("chunks are blocks")));
+                    self.stage(at, block_of(bytes));
                 }
             }
         }

@@ -205,7 +205,7 @@ impl Life {
             None => self.random.below(self.slots.len() as u64) as usize,
         };
         let Some((disk, image)) = self.snapshots[slot].clone() else { return };
-        if self.split || disk != self.slots[slot] || self.random.below(10) > 0 {
+        if self.split || disk != self.slots[slot] || self.random.below(5) > 0 {
             return;
         }
         // Who is on the way to a place is then told from who is not by what they hold.
