@@ -5,7 +5,7 @@ use super::cell::{self, Fault, Verdict};
 use super::scene::{self, CALLER, Content, Row, Scene, bytes};
 use stablefs::disk::sim::CrashPlan;
 use stablefs::error::errno;
-use stablefs::format::{BLOCK, ROOT_INO};
+use stablefs::format::{BLOCK, ItemKind, Key, ROOT_INO};
 use stablefs::fs::api::StoreApi;
 use stablefs::fs::{Filesystem, FsOptions};
 use stablefs::simulate::{Bench, clean};
@@ -60,6 +60,36 @@ fn what_is_lost_before_its_commit_costs_that_inode_alone() {
     fs.create(ROOT_INO, b"new", 0o644, libc::O_RDWR, &CALLER).unwrap();
     fs.sync().unwrap();
     store.check_alive().unwrap();
+}
+
+#[test]
+fn a_lost_leaf_costs_only_the_names_in_it_when_the_log_is_replayed() {
+    let scene = scene::make();
+    let mut bench = scene::bench(&scene.setup, &scene.images);
+    let (store, fs) = mount(&mut bench);
+    let wide = fs.mkdir(ROOT_INO, b"wide", 0o755, &CALLER).unwrap().ino;
+    let make = |name: String| fs.create(wide, name.as_bytes(), 0o644, libc::O_RDWR, &CALLER).unwrap().0.ino;
+    for i in 0..300 {
+        make(format!("committed {i}"));
+    }
+    store.commit(Force::Always).unwrap();
+    let of_wide = |kind| move |(key, _): &(Key, _)| key.ino == wide && key.kind == kind;
+    let mut leaves = scene::nodes(&store).into_iter().filter(|node| node.level == 0);
+    let lost = leaves.find(|leaf| leaf.items.iter().all(of_wide(ItemKind::Dirent))).expect("a leaf of names alone");
+    let logged: Vec<u64> = (0..60).map(|i| make(format!("logged {i}"))).collect();
+    store.fsync_wait(logged[59]).unwrap();
+    drop((store, fs));
+    bench.disks = bench.power.revive(CrashPlan::KeepAll);
+    bench.disks.iter().for_each(|disk| disk.junk(lost.ptr.addr));
+    let (store, fs) = mount(&mut bench);
+    store.commit(Force::Always).unwrap();
+    let look = |i: u32| fs.lookup(wide, format!("logged {i}").as_bytes()).map(drop).map_err(|error| errno(&error));
+    let found: Vec<Result<(), i32>> = (0..60).map(look).collect();
+    let count = |wanted| found.iter().filter(|one| **one == wanted).count();
+    assert_eq!(count(Ok(())) + count(Err(libc::EIO)), 60, "{found:?}");
+    assert!(count(Ok(())) > 0 && count(Err(libc::EIO)) > 0, "{found:?}");
+    assert!(store.fsync_wait(wide).is_err(), "who asks for the directory is told");
+    store.fsync_wait(logged[59]).unwrap();
 }
 
 #[test]

@@ -321,15 +321,15 @@ pub fn with_lost_write(scene: &Scene, row: &Row, which: &[usize]) -> Vec<Image> 
 }
 
 /// A node of the healthy tree.
-struct Seen {
-    level: u8,
-    ptr: BlockPtr,
+pub struct Seen {
+    pub level: u8,
+    pub ptr: BlockPtr,
     from: Key,
     to: Option<Key>,
-    items: Vec<(Key, Vec<u8>)>,
+    pub items: Vec<(Key, Vec<u8>)>,
 }
 
-fn nodes(store: &Store) -> Vec<Seen> {
+pub fn nodes(store: &Store) -> Vec<Seen> {
     let mut seen: Vec<Seen> = Vec::new();
     let mut bounds: HashMap<u64, (Key, Option<Key>)> = HashMap::new();
     let top = store.durable_root().tree;
