@@ -305,12 +305,14 @@ fn translate(mut words: Vec<OsString>) -> Vec<OsString> {
 /// Replicas as typed: several words, or one `/a:/b` that is no path itself.
 pub(crate) fn replicas_of(words: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
     match words {
-        [one] if one.as_os_str().as_bytes().contains(&b':') && !one.exists() => {
-            let text = one.to_str().ok_or_else(|| format!("{}: the source is not UTF-8", one.display()))?;
-            options::split_source(text)
-        }
+        [one] if is_source(one) => options::split_source(one.as_os_str()),
         _ => Ok(words.to_vec()),
     }
+}
+
+/// Whether this is a source as mount(8) has it, and not a path.
+pub(crate) fn is_source(word: &Path) -> bool {
+    word.as_os_str().as_bytes().iter().any(|byte| matches!(byte, b':' | b'\\')) && word.symlink_metadata().is_err()
 }
 
 /// The definition of the command line, for tests and manuals.

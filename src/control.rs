@@ -56,6 +56,10 @@ pub enum Request {
     Umount {
         /// Detach although files are open.
         lazy: bool,
+        /// Number of the mount that is meant, from the table of mounts; the daemon leaves copies of its own one alone
+        /// (`mount --bind`, other namespaces) and says `copy`, and `last` if nothing else is mounted where it lives.
+        #[serde(default)]
+        mount: Option<u64>,
     },
 }
 

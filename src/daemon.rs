@@ -210,7 +210,8 @@ fn absolute(paths: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
     paths.iter().map(one).collect()
 }
 
-fn plan(job: &Job, replicas: &[PathBuf], mountpoint: PathBuf) -> MountPlan {
+/// How `job` is to be mounted.
+pub(crate) fn plan(job: &Job, replicas: &[PathBuf], mountpoint: PathBuf) -> MountPlan {
     let root = rustix::process::geteuid().is_root();
     MountPlan {
         mountpoint,

@@ -228,7 +228,44 @@ pub fn detach_dead(entry: &table::Entry) -> Result<(), MountError> {
     Mounted { path: entry.path.clone(), device: entry.device, by_helper }.unmount(true)
 }
 
+/// Change the flags of what is mounted at the mount point of `plan`.
+///
+/// # Errors
+/// Not root, or files are open for writing that no longer may.
+pub fn remount(plan: &MountPlan) -> Result<(), MountError> {
+    let place = plan.mountpoint.display();
+    match rustix::mount::mount_remount(&plan.mountpoint, flags(plan), c"") {
+        Ok(()) => Ok(()),
+        Err(Errno::BUSY) => Err(MountError::Refused(format!(
+            "files in {place} are open for writing; see which: fuser -vm {place}"
+        ))),
+        Err(Errno::PERM | Errno::ACCESS) => Err(MountError::Refused(format!("only root can remount {place}"))),
+        Err(error) => Err(MountError::Refused(format!("cannot remount {place}: {error}"))),
+    }
+}
+
+/// Unmount a copy of a mount (`mount --bind`, another namespace): the daemon is not asked, it serves the others.
+///
+/// # Errors
+/// Busy, or not allowed to this user.
+pub fn unmount_copy(entry: &table::Entry, lazy: bool) -> Result<(), MountError> {
+    let by_helper = !rustix::process::geteuid().is_root();
+    Mounted { path: entry.path.clone(), device: entry.device, by_helper }.unmount(lazy)
+}
+
 impl Mounted {
+    /// Whether `id` is the number of this mount, and not of a copy of it.
+    pub fn is_mount(&self, id: u64) -> bool {
+        table::read().is_ok_and(|entries| {
+            entries.iter().any(|entry| (entry.id, entry.device, &entry.path) == (id, self.device, &self.path))
+        })
+    }
+
+    /// Whether no other mount of the same filesystem than `id` is left in this namespace.
+    pub fn is_last(&self, id: u64) -> bool {
+        table::read().is_ok_and(|entries| !entries.iter().any(|entry| entry.device == self.device && entry.id != id))
+    }
+
     /// Unmount it, if it is still there. `lazy` detaches it although files are open; they stay usable.
     ///
     /// # Errors

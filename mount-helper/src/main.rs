@@ -1,86 +1,115 @@
-//! `mount.stablefs`: what `mount -t stablefs` and `fstab(5)` call; turns their words into `stablefs mount`.
+//! `mount.stablefs` and `umount.stablefs`: what `mount(8)`, `umount(8)` and `fstab(5)` call; turns their words into those
+//! of `stablefs`, and its exit codes into theirs.
 //!
-//! *Guarantees*: becomes `stablefs mount A B DIR -o …` by exec, so that its exit code is the answer to `mount(8)`.
-//! *Assumes*: `stablefs` stands beside this program or in `PATH`. *Fails when*: the words are not those of `mount(8)`
-//! (exit 1, one line), or `stablefs` cannot be started (exit 1). *Order*: none. *Not here*: what options mean.
+//! *Guarantees*: exit codes are those of mount(8): 0, 1 for wrong words, 32 for a failure. `umount` returns when the daemon
+//! has ended, so when the replicas are free. *Assumes*: `stablefs` stands beside this program, in `../bin`, or in `PATH`.
+//! *Fails when*: the words are not those of mount(8), or `stablefs` fails or cannot be started: one line each.
+//! *Order*: find the program, then enter the namespace that `-N` names. *Not here*: what options and sources mean.
 //!
-//! `mount.stablefs SOURCE DIR [-sfnvrw] [-N namespace] [-o options] [-t type]`; SOURCE is `/a:/b`, a colon in a path is
-//! written `\:`; `\040` and its like (as fstab has them) are blanks.
+//! | called as | does |
+//! |---|---|
+//! | `mount.*` SOURCE DIR [-sfnvrw] [-N namespace] [-o options] [-t type] | `stablefs mount -o … -- SOURCE DIR` |
+//! | `umount.*` DIR [-flnrv] [-N namespace] [-t type] | `stablefs umount -- DIR`; with -f what `umount -i -f` does |
 
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-/// What `mount(8)` asked for.
+/// mount(8): incorrect invocation.
+const USAGE: u8 = 1;
+/// mount(8): mount failure.
+const FAILED: u8 = 32;
+/// Exit code of `stablefs` for wrong usage.
+const STABLEFS_USAGE: i32 = 2;
+
+/// What `mount(8)` or `umount(8)` asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Asked {
-    source: OsString,
-    directory: OsString,
+    places: Vec<OsString>,
     options: Vec<OsString>,
-    pretend: bool,
+    namespace: Option<OsString>,
     sloppy: bool,
+    verbose: bool,
+    /// `-f` of mount: do nothing.
+    pretend: bool,
+    /// `-f` of umount.
+    force: bool,
+    lazy: bool,
+}
+
+/// Under which name this program was called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Mount,
+    Umount,
+}
+
+impl Part {
+    fn of(program: &OsStr) -> Part {
+        let name = Path::new(program).file_name().unwrap_or_default();
+        if name.as_bytes().starts_with(b"umount") { Part::Umount } else { Part::Mount }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Part::Mount => "mount.stablefs",
+            Part::Umount => "umount.stablefs",
+        }
+    }
 }
 
 fn main() -> ExitCode {
-    let asked = match parse(std::env::args_os().skip(1).collect()) {
-        Ok(asked) => asked,
-        Err(text) => {
-            eprintln!("mount.stablefs: {text}");
-            return ExitCode::from(1);
-        }
+    let mut words = std::env::args_os();
+    let part = Part::of(&words.next().unwrap_or_default());
+    let outcome = match parse(part, words.collect()) {
+        Ok(asked) => act(part, &asked),
+        Err(text) => Err((USAGE, text)),
     };
-    if asked.pretend {
-        return ExitCode::SUCCESS;
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err((code, text)) => {
+            eprintln!("{}: {text}", part.name());
+            ExitCode::from(code)
+        }
     }
-    let words = arguments(&asked);
-    let mut last = None;
-    for program in programs() {
-        last = Some(Command::new(program).args(&words).exec());
-    }
-    let reason = last.map(|error| error.to_string()).unwrap_or_default();
-    eprintln!("mount.stablefs: cannot start stablefs: {reason}; install it beside mount.stablefs or in PATH");
-    ExitCode::from(1)
 }
 
-/// Where `stablefs` may be, best first.
-fn programs() -> Vec<PathBuf> {
-    let mut places = Vec::new();
-    if let Ok(own) = std::env::current_exe() {
-        places.push(own.with_file_name("stablefs"));
-    }
-    for directory in ["", "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin"] {
-        places.push(PathBuf::from(directory).join("stablefs"));
-    }
-    places
-}
-
-fn parse(words: Vec<OsString>) -> Result<Asked, String> {
+fn parse(part: Part, words: Vec<OsString>) -> Result<Asked, String> {
     let mut asked = Asked::default();
-    let mut places = Vec::new();
     let mut words = words.into_iter();
     while let Some(word) = words.next() {
         let bytes = word.as_bytes();
+        if bytes == b"--" {
+            asked.places.extend(words);
+            break;
+        }
         if bytes.len() < 2 || bytes[0] != b'-' {
-            places.push(word);
+            asked.places.push(word);
             continue;
         }
         for (at, letter) in bytes.iter().enumerate().skip(1) {
-            match letter {
-                b'f' => asked.pretend = true,
-                b's' => asked.sloppy = true,
-                b'n' | b'v' => {}
-                b'r' => asked.options.push("ro".into()),
-                b'w' => asked.options.push("rw".into()),
-                b'o' | b'N' | b't' => {
+            match (letter, part) {
+                (b'n' | b'r', Part::Umount) | (b'n', Part::Mount) => {} // no mtab; the rest of -r is umount(8)'s
+                (b'v', _) => asked.verbose = true,
+                (b'f', Part::Mount) => asked.pretend = true,
+                (b's', Part::Mount) => asked.sloppy = true,
+                (b'r', Part::Mount) => asked.options.push("ro".into()),
+                (b'w', Part::Mount) => asked.options.push("rw".into()),
+                (b'f', Part::Umount) => asked.force = true,
+                (b'l', Part::Umount) => asked.lazy = true,
+                (b'N' | b't', _) | (b'o', Part::Mount) => {
                     let rest = OsString::from_vec(bytes[at + 1..].to_vec());
                     let value = if rest.is_empty() { words.next() } else { Some(rest) };
                     let value = value.ok_or_else(|| format!("option -{} needs a value", char::from(*letter)))?;
                     match letter {
-                        b'o' => asked.options.push(value),
-                        b'N' => return Err("mounting in another namespace (-N) is not possible; use nsenter -m".into()),
-                        _ => {} // the type is ours, or mount(8) would not have called
+                        b'o' => asked.options.push(unquote(&value)),
+                        b'N' => asked.namespace = Some(value),
+                        _ => {} // the type is ours, or we would not have been called
                     }
                     break;
                 }
@@ -88,86 +117,157 @@ fn parse(words: Vec<OsString>) -> Result<Asked, String> {
             }
         }
     }
-    let [source, directory] = <[OsString; 2]>::try_from(places)
-        .map_err(|_| "give a source and a directory: mount -t stablefs /replica-a:/replica-b /mnt/safe".to_owned())?;
-    (asked.source, asked.directory) = (source, directory);
-    Ok(asked)
+    match (part, asked.places.len()) {
+        (Part::Mount, 2) | (Part::Umount, 1) => Ok(asked),
+        (Part::Mount, _) => {
+            Err("give a source and a directory: mount -t stablefs /replica-a:/replica-b /mnt/safe".into())
+        }
+        (Part::Umount, _) => Err("give one mount point: umount /mnt/safe".into()),
+    }
 }
 
-/// Words for `stablefs`.
-fn arguments(asked: &Asked) -> Vec<OsString> {
-    let mut words = vec![OsString::from("mount")];
-    if !asked.options.is_empty() {
-        words.extend(["-o".into(), asked.options.join(OsStr::new(","))]);
+/// `name="a,b"`, as mount(8) hands it on, in the language of `stablefs`: `name=a\,b`.
+fn unquote(list: &OsStr) -> OsString {
+    let mut out = Vec::with_capacity(list.len());
+    let mut quoted = false;
+    let mut bytes = list.as_bytes().iter().copied();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'"' => quoted = !quoted,
+            b',' if quoted => out.extend(b"\\,"),
+            b'\\' => {
+                out.push(byte);
+                out.extend(bytes.next());
+            }
+            _ => out.push(byte),
+        }
     }
-    if asked.sloppy {
-        words.push("--sloppy".into());
+    OsString::from_vec(out)
+}
+
+/// Words for `stablefs`, or for `umount(8)` where it must not wait for a daemon.
+fn arguments(part: Part, asked: &Asked) -> Vec<OsString> {
+    let mut words: Vec<OsString> = Vec::new();
+    match part {
+        Part::Mount => {
+            words.push("mount".into());
+            if !asked.options.is_empty() {
+                words.extend(["-o".into(), asked.options.join(OsStr::new(","))]);
+            }
+            words.extend(asked.sloppy.then(|| "--sloppy".into()));
+        }
+        Part::Umount if asked.force => words.extend(["-i".into(), "-f".into()]),
+        Part::Umount => words.push("umount".into()),
     }
+    words.extend(asked.lazy.then(|| "-l".into()));
     words.push("--".into());
-    words.extend(split_source(&asked.source));
-    words.push(asked.directory.clone());
+    words.extend(asked.places.iter().cloned());
     words
 }
 
-/// Split at colons; `\:` is a colon, `\\` a backslash, `\ooo` the byte of that octal number.
-fn split_source(source: &OsStr) -> Vec<OsString> {
-    let mut parts = vec![Vec::new()];
-    let mut rest = source.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        rest = tail;
-        let octal = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-        let code = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        let literal = match (byte, tail.first(), code) {
-            (b':', _, _) => {
-                parts.push(Vec::new());
-                continue;
-            }
-            (b'\\', _, Some(code)) => {
-                rest = &tail[3..];
-                code
-            }
-            (b'\\', Some(b':' | b'\\'), _) => {
-                rest = &tail[1..];
-                tail[0]
-            }
-            _ => byte,
-        };
-        if let Some(part) = parts.last_mut() {
-            part.push(literal);
-        }
+/// Do it; the exit code for mount(8), and the line to say if nothing else has said one.
+fn act(part: Part, asked: &Asked) -> Result<u8, (u8, String)> {
+    let words = arguments(part, asked);
+    if asked.verbose {
+        let shown: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+        let program = if asked.force { "umount" } else { "stablefs" };
+        println!("{}: {program} {}", part.name(), shown.join(" "));
     }
-    parts.into_iter().map(OsString::from_vec).collect()
+    if asked.pretend {
+        return Ok(0);
+    }
+    let failed = |text: String| (FAILED, text);
+    let (program, file) = if asked.force {
+        (PathBuf::from("umount"), None)
+    } else {
+        let (program, file) = find()
+            .ok_or_else(|| failed("cannot find the program stablefs; install it beside this one, or in PATH".into()))?;
+        (program, Some(file))
+    };
+    let mut command = match (&asked.namespace, &file) {
+        (Some(namespace), file) => {
+            enter(namespace).map_err(|error| {
+                failed(format!("cannot enter the mount namespace {}: {error}", namespace.to_string_lossy()))
+            })?;
+            // Its path may lead elsewhere there; the file that is open here is the same.
+            let path = file.as_ref().map(|file| format!("/proc/self/fd/{}", file.as_raw_fd()));
+            Command::new(path.map_or(program, PathBuf::from))
+        }
+        (None, _) => Command::new(program),
+    };
+    if file.is_some() {
+        command.arg0("stablefs");
+    }
+    let status = command.args(words).status().map_err(|error| failed(format!("cannot start stablefs: {error}")))?;
+    Ok(match status.code() {
+        Some(0) => 0,
+        Some(STABLEFS_USAGE) => USAGE,
+        _ => FAILED,
+    })
+}
+
+fn enter(namespace: &OsStr) -> std::io::Result<()> {
+    let file = File::open(namespace)?;
+    Ok(move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Mount))?)
+}
+
+/// The program `stablefs`, and the file of it.
+fn find() -> Option<(PathBuf, File)> {
+    let mut folders = Vec::new();
+    if let Some(own) = std::env::current_exe().ok().as_deref().and_then(Path::parent) {
+        folders.extend([own.to_owned(), own.join("../bin")]);
+    }
+    folders.extend(["/usr/local/bin", "/usr/local/sbin", "/usr/bin", "/usr/sbin"].map(PathBuf::from));
+    folders.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).filter(|f| f.is_absolute()));
+    folders.into_iter().find_map(|folder| {
+        let program = folder.join("stablefs");
+        let file = File::open(&program).ok()?;
+        file.metadata().is_ok_and(|found| found.is_file()).then_some((program, file))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn words(line: &[&str]) -> Result<Vec<OsString>, String> {
-        parse(line.iter().map(OsString::from).collect()).map(|asked| arguments(&asked))
+    fn words(part: Part, line: &[&str]) -> Result<Vec<OsString>, String> {
+        parse(part, line.iter().map(OsString::from).collect()).map(|asked| arguments(part, &asked))
     }
 
     #[test]
     fn the_words_of_mount_become_ours() {
-        let got = words(&["/a:/b\\:c", "/mnt", "-rn", "-o", "degraded,noatime", "-t", "stablefs"]).unwrap();
-        assert_eq!(got, ["mount", "-o", "ro,degraded,noatime", "--", "/a", "/b:c", "/mnt"].map(OsString::from));
-        let got = words(&["/a:/b", "/mnt", "-s", "-orw"]).unwrap();
-        assert_eq!(got, ["mount", "-o", "rw", "--sloppy", "--", "/a", "/b", "/mnt"].map(OsString::from));
+        let got = words(Part::Mount, &["/a:/b\\:c", "/mnt", "-rn", "-o", "degraded,noatime", "-t", "stablefs"]).unwrap();
+        assert_eq!(got, ["mount", "-o", "ro,degraded,noatime", "--", "/a:/b\\:c", "/mnt"].map(OsString::from));
+        let got = words(Part::Mount, &["/a:/b", "/mnt", "-sv", "-orw", "-N/proc/1/ns/mnt"]).unwrap();
+        assert_eq!(got, ["mount", "-o", "rw", "--sloppy", "--", "/a:/b", "/mnt"].map(OsString::from));
+        let got = words(Part::Mount, &["-w", "--", "-a:-b", "/mnt"]).unwrap();
+        assert_eq!(got, ["mount", "-o", "rw", "--", "-a:-b", "/mnt"].map(OsString::from));
     }
 
     #[test]
-    fn escapes_of_fstab_are_undone() {
-        assert_eq!(split_source(OsStr::new("/my\\040disk:/b\\\\c")), ["/my disk", "/b\\c"].map(OsString::from));
-        assert_eq!(split_source(OsStr::new("/a\\")), ["/a\\"].map(OsString::from));
+    fn the_words_of_umount_become_ours() {
+        assert_eq!(Part::of(OsStr::new("/sbin/umount.fuse.stablefs")), Part::Umount);
+        assert_eq!(Part::of(OsStr::new("mount.fuse.stablefs")), Part::Mount);
+        let got = words(Part::Umount, &["/mnt", "-nvr", "-l", "-t", "fuse.stablefs"]).unwrap();
+        assert_eq!(got, ["umount", "-l", "--", "/mnt"].map(OsString::from));
+        let got = words(Part::Umount, &["/mnt", "-f"]).unwrap();
+        assert_eq!(got, ["-i", "-f", "--", "/mnt"].map(OsString::from), "force must not wait for a daemon");
     }
 
     #[test]
-    fn pretending_does_nothing_and_wrong_words_are_refused() {
-        assert!(parse(["/a", "/m", "-f"].map(OsString::from).to_vec()).unwrap().pretend);
-        for line in
-            [&["/a"][..], &["/a", "/m", "/x"], &["/a", "/m", "-o"], &["/a", "/m", "-Z"], &["/a", "/m", "-N", "1"]]
-        {
-            assert!(words(line).is_err(), "{line:?}");
+    fn quoted_commas_do_not_separate() {
+        let unquoted = |text: &str| unquote(OsStr::new(text)).into_string().unwrap();
+        assert_eq!(unquoted("ro,fsname=\"a,b\",rw"), "ro,fsname=a\\,b,rw");
+        assert_eq!(unquoted("fsname=a\\,b\\\\,ro"), "fsname=a\\,b\\\\,ro");
+    }
+
+    #[test]
+    fn wrong_words_are_refused() {
+        for line in [&["/a"][..], &["/a", "/m", "/x"], &["/a", "/m", "-o"], &["/a", "/m", "-Z"], &["/a", "/m", "-l"]] {
+            assert!(words(Part::Mount, line).is_err(), "{line:?}");
+        }
+        for line in [&[][..], &["/m", "/x"], &["/m", "-o", "ro"], &["/m", "-N"]] {
+            assert!(words(Part::Umount, line).is_err(), "{line:?}");
         }
     }
 }

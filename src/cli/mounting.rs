@@ -4,7 +4,7 @@
 //! to the daemon's process, ask, hang up, wait for its end. *Not here*: the daemon.
 
 use super::options::{self, MountOptions, Unknown};
-use super::{MountArgs, UmountArgs, complain, replicas_of, talk};
+use super::{MountArgs, UmountArgs, complain, is_source, replicas_of, talk};
 use crate::control::{CallError, Request};
 use crate::daemon::{self, Job, journal, launch, report::shell_word};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,6 +18,9 @@ const PROCESS_END_MAX_S: i64 = 30;
 /// Mount.
 pub(super) fn mount(args: &MountArgs) -> Result<(), String> {
     let job = job(args)?;
+    if job.options.remount {
+        return remount(&job);
+    }
     if args.daemon_child {
         return launch::run_child(&job).map_err(|_told_already| String::new());
     }
@@ -50,7 +53,28 @@ fn job(args: &MountArgs) -> Result<Job, String> {
     }
     options.foreground |= args.foreground;
     let (mountpoint, replicas) = args.places.split_last().ok_or("give replicas and a mount point")?;
+    // What mount(8) was told stays as it is in the table of mounts: it looks there for what is mounted already.
+    if let ([source], None) = (replicas, &options.fsname)
+        && is_source(source)
+        && source.is_absolute()
+    {
+        options.fsname = source.to_str().map(str::to_owned);
+    }
     Ok(Job { replicas: replicas_of(replicas)?, mountpoint: mountpoint.clone(), options })
+}
+
+/// Change the flags of a mount: whether it can be written to, and the like. Other options stay as they are.
+fn remount(job: &Job) -> Result<(), String> {
+    let entry = talk::find(&job.mountpoint)?;
+    let place = shell_word(&entry.path.to_string_lossy());
+    let status = talk::ask(&entry.path, &Request::Status {})?;
+    if !job.options.read_only && status["read_only"] == true {
+        return Err(format!(
+            "{place} was mounted for reading only, and its daemon cannot write; unmount it first: stablefs umount {place}"
+        ));
+    }
+    talk::ask(&entry.path, &Request::Sync {})?;
+    crate::mount::remount(&daemon::plan(job, &job.replicas, entry.path.clone())).map_err(|error| error.to_string())
 }
 
 /// Make everything durable.
@@ -84,10 +108,16 @@ pub(super) fn umount(args: &UmountArgs) -> Result<(), String> {
         Err(error) => return Err(error),
     };
     let process = client.peer_process().and_then(|process| pidfd_open(process, PidfdFlags::empty()).ok());
-    let outcome = client.call(&Request::Umount { lazy: args.lazy }, &mut |_| {});
+    let outcome = client.call(&Request::Umount { lazy: args.lazy, mount: Some(entry.id) }, &mut |_| {});
     drop(client); // the daemon waits for us to hang up
     let place = shell_word(&entry.path.to_string_lossy());
     match outcome {
+        Ok(answer) if answer["copy"] == true => {
+            crate::mount::unmount_copy(&entry, args.lazy).map_err(|error| error.to_string())?;
+            if answer["last"] != true {
+                return Ok(()); // the daemon goes on serving the others
+            }
+        }
         Ok(answer) => {
             let hanging: Vec<String> =
                 answer.get("hanging").cloned().and_then(|list| serde_json::from_value(list).ok()).unwrap_or_default();

@@ -3,6 +3,8 @@
 //! *Guarantees*: what is not understood is refused by name; nothing is guessed. *Assumes*: nothing.
 //! *Fails when*: a text means nothing: one line for the user. *Order*: none. *Not here*: clap's part (`cli`).
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -46,6 +48,8 @@ pub struct MountOptions {
     pub execute: bool,
     /// `noatime`.
     pub no_access_times: bool,
+    /// `remount`: change flags of what is mounted.
+    pub remount: bool,
 }
 
 impl Default for MountOptions {
@@ -66,6 +70,7 @@ impl Default for MountOptions {
             set_user_id: true,
             execute: true,
             no_access_times: false,
+            remount: false,
         }
     }
 }
@@ -74,7 +79,6 @@ impl Default for MountOptions {
 const IGNORED: &[&str] = &[
     "_netdev",
     "async",
-    "atime",
     "auto",
     "default_permissions",
     "defaults",
@@ -82,6 +86,7 @@ const IGNORED: &[&str] = &[
     "group",
     "iversion",
     "lazytime",
+    "loud",
     "noauto",
     "nodiratime",
     "nofail",
@@ -93,15 +98,17 @@ const IGNORED: &[&str] = &[
     "nouser",
     "nousers",
     "owner",
-    "relatime",
-    "strictatime",
+    "silent",
     "user",
     "users",
 ];
 
+/// What the kernel shows for a FUSE mount; mount(8) repeats it when something is to change (`remount`).
+const KERNELS: &[&str] = &["blksize", "group_id", "max_read", "user_id"];
+
 /// Every option that means something, for the error text.
 const KNOWN: &str = "ro, rw, degraded, accept_stale, allow_other, deadline=, fsname=, subtype=, writeback, threads=, noatime, log=, \
-                     foreground, dev, nodev, suid, nosuid, exec, noexec";
+                     foreground, dev, nodev, suid, nosuid, exec, noexec, remount";
 
 /// What to do with options that nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +142,8 @@ fn parse_word(word: &str, options: &mut MountOptions) -> Result<bool, String> {
         || name.starts_with("X-")
         || name == "comment"
         || name == "user" // mount(8) makes user=bob of it where bob may mount
+        || name == "uhelper" // what umount(8) is to call
+        || (value.is_some() && KERNELS.contains(&name))
         || (value.is_none() && IGNORED.contains(&name))
     {
         return Ok(true);
@@ -149,6 +158,8 @@ fn parse_word(word: &str, options: &mut MountOptions) -> Result<bool, String> {
         ("writeback", None) => options.writeback = true,
         ("foreground", None) => options.foreground = true,
         ("noatime", None) => options.no_access_times = true,
+        ("atime" | "relatime" | "strictatime", None) => options.no_access_times = false,
+        ("remount", None) => options.remount = true,
         ("dev", None) => options.device_nodes = true,
         ("nodev", None) => options.device_nodes = false,
         ("suid", None) => options.set_user_id = true,
@@ -234,16 +245,45 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     Ok(bytes as u64)
 }
 
-/// Split a source as `mount(8)` has it: `/a:/b`; a colon in a path is written `\:`.
+/// Split a source as `mount(8)` has it: `/a:/b`. `\:` is a colon in a path, `\\` a backslash, `\ooo` the byte of that
+/// octal number. `fstab(5)` undoes its octal numbers before we see them, so in a source that begins with `/` a bare colon
+/// separates only where another `/` (or nothing) follows.
 ///
 /// # Errors
 /// An empty part.
-pub fn split_source(source: &str) -> Result<Vec<PathBuf>, String> {
-    let parts: Vec<PathBuf> = split_escaped(source, ':').into_iter().map(PathBuf::from).collect();
-    if parts.iter().any(|part| part.as_os_str().is_empty()) {
-        return Err(format!("source \"{source}\" has an empty part; write /replica-a:/replica-b"));
+pub fn split_source(source: &OsStr) -> Result<Vec<PathBuf>, String> {
+    let absolute = source.as_bytes().first() == Some(&b'/');
+    let mut parts = vec![Vec::new()];
+    let mut rest = source.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = tail;
+        let octal = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        let octal = octal.filter(|digits| digits.bytes().all(|digit| digit.is_ascii_digit()));
+        let code = octal.and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        let literal = match (byte, tail.first(), code) {
+            (b':', next, _) if !absolute || next.is_none_or(|next| *next == b'/') => {
+                parts.push(Vec::new());
+                continue;
+            }
+            (b'\\', _, Some(code)) => {
+                rest = &tail[3..];
+                code
+            }
+            (b'\\', Some(b':' | b'\\'), _) => {
+                rest = &tail[1..];
+                tail[0]
+            }
+            _ => byte,
+        };
+        if let Some(part) = parts.last_mut() {
+            part.push(literal);
+        }
     }
-    Ok(parts)
+    if parts.iter().any(Vec::is_empty) {
+        let shown = source.to_string_lossy();
+        return Err(format!("source \"{shown}\" has an empty part; write /replica-a:/replica-b"));
+    }
+    Ok(parts.into_iter().map(|part| PathBuf::from(OsString::from_vec(part))).collect())
 }
 
 /// The source for the table of mounts: the inverse of [`split_source`].
@@ -348,10 +388,22 @@ mod tests {
 
     #[test]
     fn sources_split_and_join() {
-        let paths = split_source("/a\\:1:/b c:/d\\\\e").unwrap();
+        let split = |source: &str| split_source(OsStr::new(source));
+        let paths = split("/a\\:1:/b c:/d\\\\e").unwrap();
         assert_eq!(paths, ["/a:1", "/b c", "/d\\e"].map(PathBuf::from));
-        assert_eq!(split_source(&join_source(&paths)).unwrap(), paths);
-        assert!(split_source("/a:").is_err());
-        assert!(split_source("").is_err());
+        assert_eq!(split(&join_source(&paths)).unwrap(), paths);
+        assert!(split("/a:").is_err());
+        assert!(split("").is_err());
+    }
+
+    #[test]
+    fn sources_of_fstab_split() {
+        let split = |source: &str| split_source(OsStr::new(source)).unwrap();
+        assert_eq!(split("/my\\040disk:/b\\072/c\\054"), ["/my disk", "/b:/c,"].map(PathBuf::from));
+        assert_eq!(split("/a:1:/b,c"), ["/a:1", "/b,c"].map(PathBuf::from), "fstab had undone \\072");
+        assert_eq!(split("a:b"), ["a", "b"].map(PathBuf::from));
+        assert_eq!(split("/a\\"), [PathBuf::from("/a\\")]);
+        let bytes = split_source(OsStr::new("/\\377:/b")).unwrap();
+        assert_eq!(bytes[0].as_os_str().as_bytes(), b"/\xff");
     }
 }

@@ -26,7 +26,7 @@ const ENDING: &str = "the daemon is ending";
 pub struct Service {
     volume: SharedVolume,
     mount: MountReport,
-    device: (u32, u32),
+    mounted: Mounted,
     events: Mutex<Sender<Event>>,
     tasks: Tasks,
 }
@@ -45,7 +45,7 @@ impl Service {
             process: std::process::id(),
             log: log.to_string_lossy().into_owned(),
         };
-        Service { volume, mount, device: mounted.device, events: Mutex::new(events), tasks: Tasks::default() }
+        Service { volume, mount, mounted, events: Mutex::new(events), tasks: Tasks::default() }
     }
 
     /// Ask the running task to stop and wait for it; no other one begins.
@@ -112,7 +112,7 @@ impl Service {
     }
 
     fn replace(&self, old: String, new: String, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<Value, String> {
-        if device_of(Path::new(&new)) == Some(self.device) {
+        if device_of(Path::new(&new)) == Some(self.mounted.device) {
             return Err(format!(
                 "{new} lies in the volume that it is to hold, at {}; choose another place",
                 self.mount.path
@@ -124,7 +124,12 @@ impl Service {
         self.begin("replace", work)?.follow(progress)
     }
 
-    fn umount(&self, lazy: bool) -> Result<Value, String> {
+    fn umount(&self, lazy: bool, mount: Option<u64>) -> Result<Value, String> {
+        if let Some(id) = mount
+            && !self.mounted.is_mount(id)
+        {
+            return Ok(json!({ "copy": true, "last": self.mounted.is_last(id) }));
+        }
         let (answer, outcome) = channel();
         self.events.lock().send(Event::Umount { lazy, answer }).map_err(|_| ENDING)?;
         let hanging = outcome.recv().map_err(|_| ENDING)??;
@@ -146,7 +151,7 @@ impl Control for Service {
             Request::Sync {} => self.sync(),
             Request::Scrub { action } => self.scrub(action, progress),
             Request::Replace { old, new } => self.replace(old, new, progress),
-            Request::Umount { lazy } => self.umount(lazy),
+            Request::Umount { lazy, mount } => self.umount(lazy, mount),
         }
     }
 }

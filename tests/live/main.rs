@@ -15,3 +15,4 @@ mod heavy;
 mod refuse;
 mod rot;
 mod service;
+mod system;
