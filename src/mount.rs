@@ -236,9 +236,9 @@ pub fn remount(plan: &MountPlan) -> Result<(), MountError> {
     let place = plan.mountpoint.display();
     match rustix::mount::mount_remount(&plan.mountpoint, flags(plan), c"") {
         Ok(()) => Ok(()),
-        Err(Errno::BUSY) => Err(MountError::Refused(format!(
-            "files in {place} are open for writing; see which: fuser -vm {place}"
-        ))),
+        Err(Errno::BUSY) => {
+            Err(MountError::Refused(format!("files in {place} are open for writing; see which: fuser -vm {place}")))
+        }
         Err(Errno::PERM | Errno::ACCESS) => Err(MountError::Refused(format!("only root can remount {place}"))),
         Err(error) => Err(MountError::Refused(format!("cannot remount {place}: {error}"))),
     }

@@ -284,7 +284,7 @@ fn links_between_documents_lead_somewhere() {
 #[test]
 fn what_the_readme_calls_is_there_and_runs() {
     use std::os::unix::fs::PermissionsExt;
-    for name in ["scripts/test", "scripts/demo", ".ci/run"] {
+    for name in ["scripts/test", "scripts/demo", "scripts/install", "scripts/uninstall", ".ci/run"] {
         let mode = fs::metadata(root().join(name)).unwrap_or_else(|_| panic!("{name} is missing")).permissions().mode();
         assert_eq!(mode & 0o111, 0o111, "{name} is not executable");
     }

@@ -236,7 +236,8 @@ mod tests {
 
     #[test]
     fn the_words_of_mount_become_ours() {
-        let got = words(Part::Mount, &["/a:/b\\:c", "/mnt", "-rn", "-o", "degraded,noatime", "-t", "stablefs"]).unwrap();
+        let got =
+            words(Part::Mount, &["/a:/b\\:c", "/mnt", "-rn", "-o", "degraded,noatime", "-t", "stablefs"]).unwrap();
         assert_eq!(got, ["mount", "-o", "ro,degraded,noatime", "--", "/a:/b\\:c", "/mnt"].map(OsString::from));
         let got = words(Part::Mount, &["/a:/b", "/mnt", "-sv", "-orw", "-N/proc/1/ns/mnt"]).unwrap();
         assert_eq!(got, ["mount", "-o", "rw", "--sloppy", "--", "/a:/b", "/mnt"].map(OsString::from));
