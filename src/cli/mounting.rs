@@ -99,7 +99,7 @@ pub(super) fn umount(args: &UmountArgs) -> Result<(), String> {
         }
         Err(_) if talk::is_silent(&entry) => {
             let place = shell_word(&entry.path.to_string_lossy());
-            let tool = if rustix::process::geteuid().is_root() { "umount" } else { "fusermount3 -u" };
+            let tool = if rustix::process::geteuid().is_root() { "umount -i" } else { "fusermount3 -u" };
             return Err(format!(
                 "some process serves {place}, but no stablefs daemon answers for it; unmount it from outside: {tool} {place}; \
                  all is durable once that process has ended"
