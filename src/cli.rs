@@ -12,6 +12,7 @@
 //! | 0 1 4 8 16 | `fsck`, as fsck(8): clean, repaired, errors left, failed, wrong usage (sums of these) |
 
 pub mod debug;
+mod drill;
 mod fsck;
 mod mounting;
 mod offline;
@@ -63,6 +64,9 @@ enum Command {
     Fsck(FsckArgs),
     /// Attack this program in a simulated world: seeded histories with crashes, faults, late I/O, replace, scrub, fsck
     Simulate(SimulateArgs),
+    /// Break scratch volumes for real, under load, bring them back, and prove every byte
+    #[command(subcommand)]
+    Drill(drill::DrillCommand),
     /// Tell the version
     Version,
     /// Look inside of a volume, for tests
@@ -252,6 +256,7 @@ pub fn run(words: Vec<OsString>) -> u8 {
         Command::Umount(args) => told(mounting::umount(&args)),
         Command::Fsck(args) => fsck::fsck(&args),
         Command::Simulate(args) => simulate::simulate(&args),
+        Command::Drill(command) => drill::drill(&command),
         Command::Debug(DebugCommand::Blocks { replica }) => told(debug::blocks(&replica)),
         Command::Version => {
             println!("stablefs {} (format {})", env!("CARGO_PKG_VERSION"), crate::format::label::FORMAT_VERSION);
@@ -355,6 +360,9 @@ mod tests {
             &["stablefs", "fsck", "-n", "-y", "/a"],
             &["stablefs", "scrub", "--status", "--stop", "/m"],
             &["stablefs", "umount"],
+            &["stablefs", "drill"],
+            &["stablefs", "drill", "run"],
+            &["stablefs", "drill", "run", "all", "--seed", "x"],
             &["stablefs", "mount", "--bogus", "/a", "/b", "/m"],
         ] {
             assert!(parse(line).is_err(), "{line:?}");

@@ -6,6 +6,7 @@
 //! *Not here*: anything but the map:
 //!
 //! ```text
+//! drill         breaks scratch volumes for real, with those commands
 //! cli, daemon   commands, the process that serves a mount, its control socket
 //! fuse, mount   requests of the kernel <-> one call of fs
 //! fs            names, inodes, bytes; semantic locks; one skeleton for every change
@@ -20,6 +21,7 @@ pub mod cli;
 pub mod control;
 pub mod daemon;
 pub mod disk;
+pub mod drill;
 pub mod error;
 pub mod fs;
 pub mod fuse;

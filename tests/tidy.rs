@@ -23,6 +23,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("mount", &[]),
     ("control", &["mount"]),
     ("volume", &["fs", "store", "disk", "format", "world", "control"]),
+    ("drill", &["volume", "daemon", "control", "mount", "world"]),
 ];
 
 struct Source {
@@ -176,6 +177,7 @@ const REAL_THREADS: [&str; 13] = [
     "src/daemon",
     "src/control",
     "src/cli",
+    "src/drill",
     "src/mount",
     "src/simulate.rs",
     "src/simulate/crew.rs",
@@ -299,14 +301,19 @@ fn manual_pages_name_every_command_and_option() {
     };
     let all = ["stablefs.1", "mkfs.stablefs.8", "fsck.stablefs.8", "mount.stablefs.8"].map(page).concat();
     let mut wrong = Vec::new();
-    for command in stablefs::cli::definition().get_subcommands().filter(|command| !command.is_hide_set()) {
-        if !all.contains(&format!("stablefs {}", command.get_name())) {
-            wrong.push(format!("no manual page names the command {}", command.get_name()));
+    let definition = stablefs::cli::definition();
+    let mut open: Vec<(String, &clap::Command)> = vec![("stablefs".into(), &definition)];
+    while let Some((name, command)) = open.pop() {
+        for inner in command.get_subcommands().filter(|inner| !inner.is_hide_set()) {
+            open.push((format!("{name} {}", inner.get_name()), inner));
+        }
+        if !all.contains(&name) {
+            wrong.push(format!("no manual page names the command {name}"));
         }
         let options = command.get_arguments().filter(|option| !option.is_hide_set());
         for long in options.filter_map(|option| option.get_long()).filter(|long| *long != "help") {
             if !all.contains(&format!("--{long}")) {
-                wrong.push(format!("no manual page names --{long} of {}", command.get_name()));
+                wrong.push(format!("no manual page names --{long} of {name}"));
             }
         }
     }

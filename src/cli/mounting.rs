@@ -93,6 +93,7 @@ pub(super) fn umount(args: &UmountArgs) -> Result<(), String> {
     let mut client = match talk::connect(&entry) {
         Ok(client) => client,
         Err(_) if crate::mount::detach_dead(&entry).is_ok() => {
+            crate::control::place::forget(&entry);
             let place = entry.path.display();
             complain(&format!("the daemon of {place} had died; detached it. What was synced is safe: mount it again"));
             return Ok(());

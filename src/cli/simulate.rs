@@ -107,7 +107,7 @@ pub(super) fn simulate(args: &SimulateArgs) -> u8 {
     report(&summary, args)
 }
 
-fn fresh_seed() -> u64 {
+pub(super) fn fresh_seed() -> u64 {
     use crate::world::World;
     // Short enough to be typed.
     crate::world::Machine.random() >> 24

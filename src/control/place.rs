@@ -85,6 +85,19 @@ pub fn is_ours(entry: &Entry) -> bool {
         || (entry.is_fuse() && places.any(|place| place.join(name(entry.device, "sock")).symlink_metadata().is_ok()))
 }
 
+/// Remove the control socket that the dead daemon of a mount has left.
+pub fn forget(entry: &Entry) {
+    let uid = entry.owner().unwrap_or(0);
+    for place in candidates(uid).into_iter().filter(|place| is_private(place, uid)) {
+        let socket = place.join(name(entry.device, "sock"));
+        // One that answers is not dead; device numbers are used again.
+        let dead = UnixStream::connect(&socket).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+        if dead {
+            let _ = std::fs::remove_file(socket); // it is only litter
+        }
+    }
+}
+
 /// Connect to the daemon of a mount.
 ///
 /// # Errors
