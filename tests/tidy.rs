@@ -169,7 +169,7 @@ fn layers_name_only_what_is_below_them() {
 
 /// Files that never run under exploration, because they touch the machine or run many worlds at once; a cache that outlives
 /// an execution; and the simulated disk, where a request is one step.
-const REAL_THREADS: [&str; 13] = [
+const REAL_THREADS: [&str; 14] = [
     "src/sync",
     "src/disk/file",
     "src/disk/sim.rs",

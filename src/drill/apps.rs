@@ -20,6 +20,8 @@ use std::time::Duration;
 
 /// Bytes of one write of the stream.
 const CHUNK: u64 = 1 << 20;
+/// Bytes of one read.
+const READ_BYTES: usize = 256 << 10;
 /// Chunks of a streamed file.
 const CHUNKS: u64 = 16;
 /// Chunks between two fsyncs of the stream.
@@ -48,6 +50,22 @@ pub fn read_whole(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// The same by an application, each call for itself.
+fn read_timed(shared: &Shared, lane: &Lane, path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = shared.probe.call(lane, "open", path, || File::open(path))?;
+    let _advice = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed); // an advice
+    let mut bytes = Vec::new();
+    loop {
+        let known = bytes.len();
+        bytes.resize(known + READ_BYTES, 0);
+        let count = shared.probe.call(lane, "read", path, || file.read(&mut bytes[known..]))?;
+        bytes.truncate(known + count);
+        if count == 0 {
+            return Ok(bytes);
+        }
+    }
 }
 
 /// One turn of a writer: some blocks of one of its files get a new version, and are synced.
@@ -79,7 +97,7 @@ pub fn read_and_prove(shared: &Shared, lane: &Lane, random: &mut Random) -> io::
     let file = still.get(chosen).unwrap_or_else(|| &written[chosen % written.len()]);
     let known = file.read();
     let path = shared.folder.join(&known.path);
-    let bytes = shared.probe.call(lane, "read", &path, || read_whole(&path))?;
+    let bytes = read_timed(shared, lane, &path)?;
     shared.probe.wrong(known.judge(Some(&bytes), false));
     shared.probe.moved(0, bytes.len() as u64);
     Ok(())
@@ -117,7 +135,7 @@ pub fn stream_one(shared: &Shared, lane: &Lane) -> io::Result<()> {
         }
         std::thread::sleep(Duration::from_millis(4)); // a stream, not a flood
     }
-    let found = shared.probe.call(lane, "read", &path, || read_whole(&path))?;
+    let found = read_timed(shared, lane, &path)?;
     with(&mut |known| shared.probe.wrong(known.judge(Some(&found), false)));
     shared.probe.moved(0, found.len() as u64);
     Ok(())
@@ -188,6 +206,12 @@ impl NamesLoop {
             fill(Name { seed: shared.seed, file: NAME_FIRST + number, block: 0 }, 1, &mut bytes);
             shared.probe.call(lane, "write", &shared.names_folder().join(&name), || handle.write_all_at(&bytes, 0))?;
             shared.names.lock().written.insert(number, Written { done: true, safe: false });
+            if number.is_multiple_of(5) {
+                shared.probe.call(lane, "fsync", &shared.names_folder().join(&name), || handle.sync_all())?;
+                let mut names = shared.names.lock();
+                names.written.insert(number, Written { done: true, safe: true });
+                names.acknowledged();
+            }
         }
         if let Some(folder) = self.folder.clone() {
             let moved = format!("{folder}/{name}");
@@ -198,7 +222,7 @@ impl NamesLoop {
         if self.files.len() > NAMES_KEPT {
             self.remove_oldest(shared, lane)?;
         }
-        if number.is_multiple_of(20) {
+        if number.is_multiple_of(33) {
             let place = shared.names_folder();
             let folder = shared.probe.call(lane, "open", &place, || File::open(&place))?;
             shared.probe.call(lane, "fsync", &place, || folder.sync_all())?;

@@ -54,7 +54,7 @@ impl Step {
 pub struct Written {
     /// The write returned.
     pub done: bool,
-    /// And an fsync after it.
+    /// And an fsync of the file after it.
     pub safe: bool,
 }
 
@@ -90,12 +90,11 @@ impl Names {
         self.later.pop();
         self.sure = true;
     }
-    /// An fsync returned that began after the last step did.
+    /// An fsync returned, of whatever, that began after the last step did: it covers names, not what is in the files.
     pub fn acknowledged(&mut self) {
         if self.sure {
             let later = std::mem::take(&mut self.later);
             later.iter().for_each(|step| step.apply(&mut self.safe));
-            self.written.values_mut().for_each(|written| written.safe = written.done);
             let live: Vec<u64> = self.safe.values().filter_map(|item| file_of(*item)).collect();
             self.written.retain(|file, _| live.contains(file));
         }

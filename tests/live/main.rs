@@ -9,6 +9,7 @@ mod bed;
 mod crash;
 mod degraded;
 mod disks;
+mod drill;
 mod everyday;
 mod files;
 mod heavy;
