@@ -266,7 +266,9 @@ impl Tell for Screen {
             "    longest stall {} ms ({}), {} calls, {} errors",
             seen.longest.ms, seen.longest.call, seen.calls, seen.errors
         ));
-        outcome.broken.iter().for_each(|line| self.line(&format!("    broken: {line}")));
+        // The others were told when they happened.
+        let told = |line: &&String| outcome.events.iter().any(|event| event.text == **line);
+        outcome.broken.iter().filter(|line| !told(line)).for_each(|line| self.line(&format!("    BROKEN    {line}")));
         self.line(&format!("    {}", outcome.verdict.name()));
     }
 }

@@ -318,24 +318,27 @@ impl<'a> Stage<'a> {
         self.tell.progress("fsck");
         let said = self.bed.stablefs(words)?;
         if said.code != 0 {
-            self.broken(format!(
-                "HEAL-3: fsck -n ends with code {}: {} {}",
-                said.code,
-                said.out.trim(),
-                said.err.trim()
-            ));
+            let lines: Vec<&str> = said.out.lines().chain(said.err.lines()).collect();
+            let (first, last) = (lines.iter().take(3), lines.len().saturating_sub(1).max(3));
+            let told = first.chain(lines.iter().skip(last)).copied().collect::<Vec<_>>().join("; ");
+            self.broken(format!("HEAL-3: fsck -n ends with code {}, {} lines: {told}", said.code, lines.len()));
         }
         let (files, bytes) = (proof.files, proof.bytes);
-        let text = format!("{files} files, {} on the mount; scrub: {scrub}; fsck -n: clean", size(bytes));
-        self.event(Kind::Proven, text);
+        let clean = if said.code == 0 { "clean" } else { "not clean" };
+        let text = format!("{files} files, {} on the mount; scrub: {scrub}; fsck -n: {clean}", size(bytes));
+        if proof.wrong.is_empty() {
+            self.event(Kind::Proven, text);
+        }
         for replica in self.replicas.clone() {
             self.halt.check()?;
             self.bed.mount(std::slice::from_ref(&replica), "ro,degraded")?;
             let name = self.short(&replica);
             let proof = self.prove(false, "DUR-1", &format!("on {name} alone"))?;
             self.bed.umount()?;
-            self.event(Kind::Proven, format!("{} files, {} with {name} alone", proof.files, size(proof.bytes)));
-            self.outcome.proven_alone.push(Alone { replica: name, files: proof.files, bytes: proof.bytes });
+            if proof.wrong.is_empty() {
+                self.event(Kind::Proven, format!("{} files, {} with {name} alone", proof.files, size(proof.bytes)));
+                self.outcome.proven_alone.push(Alone { replica: name, files: proof.files, bytes: proof.bytes });
+            }
         }
         Ok(())
     }
