@@ -385,6 +385,11 @@ impl Bench {
         })
     }
 
+    /// Version of the newest root that this world's host has written down.
+    pub(crate) fn witnessed(&self) -> u64 {
+        self.witness.lock().values().map(Witness::version).max().unwrap_or(0)
+    }
+
     /// Check all disks while nothing is mounted, and repair. Nothing is rebuilt.
     ///
     /// # Errors

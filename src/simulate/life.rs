@@ -69,6 +69,8 @@ struct Life {
     slots: Vec<usize>,
     /// Where a replace was going to when the power failed.
     half_way: Option<usize>,
+    /// Version of the newest root that was known to be durable.
+    acknowledged: u64,
     /// The disk that was being replaced, or brought back, when the power failed.
     joining: Option<usize>,
     /// The last disk that was replaced while it was in sync, and its slot.
@@ -120,6 +122,7 @@ pub fn life(seed: u64) -> Result<Tally, Failure> {
         healed: vec![0; slots.len()],
         slots,
         half_way: None,
+        acknowledged: 0,
         joining: None,
         former: None,
         bench,
@@ -381,6 +384,7 @@ impl Life {
         // It may just have been proven whole.
         let joining = self.joining.take();
         self.behind = self.behind.filter(|behind| joining != Some(*behind));
+        self.acknowledged = driver.store.durable_root().version;
         let known = Known::take(driver);
         match ended {
             Ended::Cleanly => self.release_hung(),
@@ -493,7 +497,10 @@ impl Life {
                 self.release_hung();
                 let one = self.strange || self.half_way.is_none() && self.random.below(2) == 0;
                 let which: Vec<usize> = self.all_disks().into_iter().filter(|disk| !one || *disk != bad).collect();
-                self.open_degraded(&which).map_err(|error| format!("opening {which:?} degraded: {error}"))
+                // The power failed between the witness and its root: only a person can know that this was never reached.
+                let accept_stale = self.bench.witnessed() > self.acknowledged;
+                let opened = self.open_disks(&which, Ask { degraded: true, accept_stale }).1;
+                opened.map_err(|error| format!("opening {which:?} degraded: {error}"))
             }
             Err(error) => Err(format!("opening {disks:?}: {error}")),
         }
@@ -545,7 +552,8 @@ impl Life {
         (0..self.slots.len()).any(|slot| {
             (0..ROOT_SLOTS).any(|root| {
                 let addr = Root::addr(root);
-                line.starts_with(&format!("replica {slot}: block {addr}, root in slot {root},"))
+                let path = disk_path(self.slots[slot]);
+                line.starts_with(&format!("replica {slot} ({path}): block {addr}, root in slot {root},"))
                     && self.disk(slot).is_torn(addr, &self.disk(1 - slot).peek(addr))
             })
         })

@@ -195,6 +195,11 @@ impl Witness {
         }
     }
 
+    /// Version of its root.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
     /// Whether the history of `root` does not know this state: then it must go on in a new epoch.
     pub fn is_apart(&self, root: &Root) -> bool {
         root.chain.iter().all(|epoch| epoch.id.to_string() != self.epoch)

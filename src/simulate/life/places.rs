@@ -30,7 +30,11 @@ impl Life {
         if self.random.below(2) == 0 {
             disks.reverse();
         }
-        self.bench.open_disks(&disks, ask)
+        let (seen, opened) = self.bench.open_disks(&disks, ask);
+        if let Ok((store, _)) = &opened {
+            self.acknowledged = self.acknowledged.max(store.durable_root().version);
+        }
+        (seen, opened)
     }
 
     /// Open the volume although replicas are missing; nothing newer was seen elsewhere.
