@@ -123,6 +123,35 @@ fn a_root_that_was_never_acknowledged_is_no_second_history() {
     assert!(seen > 4, "only {seen} cuts");
 }
 
+/// What a power cut left of a root in a slot that was never used makes recovery skip versions. A root that it could not
+/// finish on both disks is no second history either.
+#[test]
+fn a_root_of_skipped_versions_is_no_second_history() {
+    let mut seen = 0;
+    for at in 1..60 {
+        let mut bench = Bench::new(5);
+        drop(bench.mount().unwrap());
+        let unused = (0..ROOT_SLOTS).find(|slot| bench.disks[0].peek(Root::addr(*slot)) == [0; 4096]).expect("unused");
+        bench.disks = bench.power.revive(CrashPlan::DropAll);
+        bench.disks[0].poke(Root::addr(unused), [7; 4096]);
+        bench.power.cut_at(Some(bench.power.io_count() + at));
+        let opened = bench.open(&[0, 1], false);
+        if !bench.power.is_cut() {
+            break;
+        }
+        drop(opened);
+        let ahead = bench.disks[0].snapshot();
+        bench.disks = bench.power.revive(CrashPlan::DropAll);
+        bench.disks[0].restore(ahead);
+        drop(bench.open(&[1], true).unwrap());
+        let (store, report) = bench.open(&[0, 1], false).unwrap_or_else(|error| panic!("cut {at}: {error}"));
+        assert_eq!(report.behind.len(), 1, "cut {at}: {:?}", report.behind);
+        clean(&store).unwrap();
+        seen += 1;
+    }
+    assert!(seen > 4, "only {seen} cuts");
+}
+
 /// But two disks that were both written alone are two histories, in whatever order they come back. The second one is
 /// opened alone only if a person insists: this host knows of the first.
 #[test]

@@ -103,6 +103,16 @@ fn two_faults() {
     holds("two faults", usual, Bounds { mounts: 3, ..usual }, &[LEFT, MISSING]);
 }
 
+/// A torn root, and another cut while that is put in order.
+fn torn() -> Bounds {
+    Bounds { operations: 1, mounts: 4, cuts: 2, ..PAIR }
+}
+
+#[test]
+fn power_cuts_in_recovery() {
+    holds("power cuts in recovery", torn(), Bounds { operations: 2, ..torn() }, &[MISSING]);
+}
+
 #[test]
 fn three_replicas() {
     let usual = Bounds { replicas: 3, operations: 1, mounts: 2, cuts: 1, ..PAIR };

@@ -170,6 +170,9 @@ impl Root {
         Geometry::root_slot(slot)
     }
 
+    /// Every byte of a slot that recovery gave up: something stood there that proved nothing.
+    pub const VOID: u8 = 0xff;
+
     /// Encode for `slot`.
     pub fn encode(&self, slot: usize) -> Vec<u8> {
         assert!(!self.chain.is_empty() && self.chain.len() <= CHAIN_MAX);

@@ -446,7 +446,11 @@ impl Life {
         };
         self.bench.tally.replayed += report.replayed;
         self.replayed = report.replayed > 0;
-        self.tell(format!("mounted (alone: {alone:?}), {} replayed, behind: {:?}", report.replayed, report.behind));
+        let out: Vec<String> = store.mirror().health().iter().map(|health| health.cause.clone()).collect();
+        let (root, replayed, behind) = (store.durable_root().version, report.replayed, &report.behind);
+        self.tell(format!(
+            "mounted (alone: {alone:?}), root {root}, {replayed} replayed, behind: {behind:?}, out: {out:?}"
+        ));
         if let Some(alone) = alone {
             self.bench.tally.degraded += 1;
             self.suspect = Some(1 - alone);
@@ -489,7 +493,8 @@ impl Life {
             }
             Err(_) if self.bench.power.is_cut() => Err("power cut".into()),
             Err(StoreError::Refused(text)) if alone.is_none() => {
-                let excuse = self.excuse(&seen).ok_or_else(|| format!("opening {disks:?} was refused: {text}"))?;
+                let excuse =
+                    self.excuse(&seen, &text).ok_or_else(|| format!("opening {disks:?} was refused: {text}"))?;
                 // No root could say so any more, or it is not what it was: the other one alone must do.
                 self.tell(format!("refused, {excuse}: {text}"));
                 *(if self.strange { &mut self.bench.tally.strangers } else { &mut self.bench.tally.refused }) += 1;
@@ -507,8 +512,11 @@ impl Life {
     }
 
     /// Why a person may have to say that it goes on without the suspect.
-    fn excuse(&self, seen: &Seen) -> Option<&'static str> {
+    fn excuse(&self, seen: &Seen, text: &str) -> Option<&'static str> {
         let bad = self.suspect.filter(|_| self.unreliable && !self.split)?;
+        if text.contains("can be read now") {
+            return Some("it can be read now and then");
+        }
         seen.excuse(self.slots[bad], self.slots[1 - bad])
     }
 
@@ -588,7 +596,7 @@ impl Life {
             // Repair wants all replicas.
             Err(StoreError::Refused(text)) => {
                 let excuse =
-                    self.excuse(&seen).ok_or_else(|| format!("fsck, repair: {repair}, was refused: {text}"))?;
+                    self.excuse(&seen, &text).ok_or_else(|| format!("fsck, repair: {repair}, was refused: {text}"))?;
                 self.tell(format!("fsck refused, {excuse}: {text}"));
                 self.bench.tally.fscks_refused += 1;
                 Ok(None)

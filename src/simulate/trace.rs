@@ -60,6 +60,12 @@ pub enum Event {
         head: RecordHead,
         fate: Fate,
     },
+    /// A slot is made void.
+    Void {
+        disk: usize,
+        slot: usize,
+        fate: Fate,
+    },
     Label {
         disk: usize,
         replica: Uuid,
@@ -146,7 +152,9 @@ fn decode(asked: &Asked<'_>, label: &Label) -> Vec<Event> {
     let mut events = Vec::new();
     for (at, block) in (addr..).zip(data.iter().flat_map(|slice| slice.chunks_exact(BLOCK))) {
         let slot = (0..ROOT_SLOTS).find(|slot| Geometry::root_slot(*slot) == at);
-        if let Some(root) = slot.and_then(|slot| Root::decode(block, slot, label.volume, geometry).ok()) {
+        if let Some(slot) = slot.filter(|_| block.iter().all(|byte| *byte == Root::VOID)) {
+            events.push(Event::Void { disk, slot, fate });
+        } else if let Some(root) = slot.and_then(|slot| Root::decode(block, slot, label.volume, geometry).ok()) {
             events.push(Event::Root { disk, slot: slot.expect("decoded there"), root: Box::new(root), fate });
         } else if let Ok(head) = decode_head(block, label.volume, at, geometry.log_blocks) {
             events.push(Event::Record { disk, head, fate });

@@ -179,7 +179,8 @@ impl RootState {
     /// The state of a volume whose newest root is `root`, found in `slot`.
     pub fn new(root: Root, newest_slot: usize, slots: [Option<u64>; ROOT_SLOTS]) -> RootState {
         let version_max = slots.iter().flatten().copied().max().unwrap_or(0).max(root.version);
-        RootState { root, newest_slot, slots, version_max, generation: 0, fork_next: false, on_shrink: None }
+        let damaged = [false; ROOT_SLOTS];
+        RootState { root, newest_slot, slots, version_max, generation: 0, fork_next: false, damaged, on_shrink: None }
     }
 
     /// A root that cannot be read now may have had one of the next versions: it must never be taken for one of those to

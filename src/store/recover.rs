@@ -100,6 +100,22 @@ fn read_all(backing: &dyn Backing, addrs: impl Iterator<Item = u64>, wait: Durat
     asked.into_iter().map(answer).collect()
 }
 
+/// Read the root slots. One that cannot be read is asked for again: the newest root is not to be missed for an error that
+/// passes.
+fn read_slots(backing: &dyn Backing, wait: Duration) -> Vec<Option<Buf>> {
+    let until = Instant::now() + wait;
+    let mut blocks = read_all(backing, (0..ROOT_SLOTS).map(Root::addr), wait);
+    for _ in 0..2 {
+        let missing: Vec<usize> = (0..ROOT_SLOTS).filter(|slot| blocks[*slot].is_none()).collect();
+        if missing.is_empty() || Instant::now() >= until {
+            break;
+        }
+        let again = read_all(backing, missing.iter().map(|slot| Root::addr(*slot)), wait);
+        missing.into_iter().zip(again).for_each(|(slot, block)| blocks[slot] = block);
+    }
+    blocks
+}
+
 /// Read label and roots of a replica. The text of the error completes "replica PATH …".
 pub fn examine(backing: &dyn Backing, wait: Duration) -> Result<Found, String> {
     let mut why = "cannot be read".to_owned();
@@ -118,7 +134,7 @@ pub fn examine(backing: &dyn Backing, wait: Duration) -> Result<Found, String> {
     }
     let Some(label) = label else { return Err(why) };
     let mut found = Found { label, roots: Vec::new(), damaged: Vec::new(), unreadable: Vec::new() };
-    for (slot, block) in read_all(backing, (0..ROOT_SLOTS).map(Root::addr), wait).into_iter().enumerate() {
+    for (slot, block) in read_slots(backing, wait).into_iter().enumerate() {
         let Some(block) = block else {
             found.damaged.push(slot);
             found.unreadable.push(slot);
@@ -136,7 +152,7 @@ pub fn examine(backing: &dyn Backing, wait: Duration) -> Result<Found, String> {
 
 /// Roots of the volume of `label` that prove themselves on `backing`, whatever its own label is; newest first.
 pub fn roots_on(backing: &dyn Backing, label: &Label, wait: Duration) -> Vec<Root> {
-    let blocks = read_all(backing, (0..ROOT_SLOTS).map(Root::addr), wait).into_iter().enumerate();
+    let blocks = read_slots(backing, wait).into_iter().enumerate();
     let decode = |(slot, block): (usize, Option<Buf>)| Root::decode(&block?, slot, label.volume, &label.geometry).ok();
     let mut roots: Vec<Root> = blocks.filter_map(decode).collect();
     roots.sort_by_key(|root| std::cmp::Reverse(root.version));
@@ -157,6 +173,8 @@ pub struct Choice {
     pub behind: Vec<(String, String)>,
     /// Members in sync that are not there.
     pub missing: usize,
+    /// Slots in which something stands on a present replica that proves nothing.
+    pub damaged: [bool; ROOT_SLOTS],
     /// A slot that no replica in sync proves holds something on one of them: perhaps a root newer than this one.
     pub may_be_newer: bool,
 }
@@ -269,9 +287,10 @@ fn judge(present: &[Present], root: Root, slot: usize) -> Choice {
             behind.push((replica.path.clone(), "it was replaced by another replica".to_owned()));
         }
     }
-    let damaged = present.iter().flat_map(|p| &p.found.damaged);
-    let may_be_newer = damaged.into_iter().any(|slot| slots[*slot].is_none());
-    Choice { root, slot, members, slots, behind, missing, may_be_newer }
+    let mut damaged = [false; ROOT_SLOTS];
+    present.iter().flat_map(|p| &p.found.damaged).for_each(|slot| damaged[*slot] = true);
+    let may_be_newer = (0..ROOT_SLOTS).any(|slot| damaged[slot] && slots[slot].is_none());
+    Choice { root, slot, members, slots, damaged, behind, missing, may_be_newer }
 }
 
 fn list(present: &[Present]) -> String {
@@ -352,6 +371,7 @@ fn finish(
     let log = Log::new(label.geometry.log_blocks, world.random());
     let mut roots = RootState::new(choice.root.clone(), choice.slot, choice.slots);
     roots.on_shrink = options.on_shrink;
+    roots.damaged = choice.damaged;
     // A replica that was returning may have got, alone, a root that calls it in sync.
     let returning = choice.root.members.iter().any(|member| member.state == MemberState::Returning);
     roots.fork_next = choice.missing > 0 || returning;
@@ -376,6 +396,7 @@ impl Store {
         let root = self.view().committed.root.clone();
         if !self.options.read_only {
             self.enforce_root()?;
+            self.mend_slots()?;
         }
         if !root.clean {
             let records = self.read_log(&root, end, report)?;
@@ -424,19 +445,60 @@ impl Store {
     pub(crate) fn enforce_root(&self) -> Result<(), StoreError> {
         let (slot, root) = self.newest_root();
         let expected = root.encode(slot);
-        let members = self.mirror.members();
-        for replica in (0..self.mirror.replicas()).filter(|r| members.contains(*r)) {
-            let there = self.mirror.read_raw(replica, Root::addr(slot), 1);
-            if there.is_ok_and(|block| block[..] == expected[..]) {
-                continue;
-            }
-            let block = Slice::whole(Buf::from_slice(&expected));
-            let written = self.mirror.write_raw(replica, Root::addr(slot), block);
-            if written.and_then(|()| self.mirror.flush_raw(replica)).is_err() {
-                self.mirror.set_out(replica, "it could not take back the newest root");
-            }
+        let lacks = |replica: &usize| {
+            !self.mirror.read_raw(*replica, Root::addr(slot), 1).is_ok_and(|block| block[..] == expected[..])
+        };
+        for replica in self.in_sync().filter(lacks) {
+            self.give_slots(replica, &[(slot, expected.clone())], "it could not take back the newest root");
         }
         Ok(())
+    }
+
+    /// Put in order what stands in root slots and proves nothing: it becomes the root that another replica has there. Where
+    /// none has one, the slot is made void on all. For the power may have torn a root there, whose missing sectors are just
+    /// those that the next root has in that place: that one, torn in its turn, would make the first one whole, whose space
+    /// is written over by then. And what is damaged on one replica makes recovery skip versions: whoever goes on without
+    /// that replica must find the reason.
+    fn mend_slots(&self) -> Result<(), StoreError> {
+        let mut state = self.root.lock();
+        let mut orders = vec![Vec::new(); self.mirror.replicas()];
+        for slot in (0..ROOT_SLOTS).filter(|slot| state.damaged[*slot] && *slot != state.newest_slot) {
+            let (mut good, mut bad) = (None, Vec::new());
+            for replica in self.in_sync() {
+                let block = self.mirror.read_raw(replica, Root::addr(slot), 1).ok();
+                let decode = |block: &Buf| Root::decode(block, slot, self.label.volume, &self.label.geometry).ok();
+                match block.and_then(|block| decode(&block)) {
+                    Some(root) if root.version > state.root.version => {
+                        let text = format!("root {} can be read now, and could not be before: try again", root.version);
+                        return Err(StoreError::Refused(text));
+                    }
+                    Some(root) => good = Some(root.encode(slot)),
+                    None => bad.push(replica),
+                }
+            }
+            let order = good.unwrap_or_else(|| vec![Root::VOID; BLOCK]);
+            bad.into_iter().for_each(|replica| orders[replica].push((slot, order.clone())));
+        }
+        for replica in self.in_sync().filter(|replica| !orders[*replica].is_empty()) {
+            self.give_slots(replica, &orders[replica], "a damaged root slot on it could not be written");
+        }
+        state.damaged = [false; ROOT_SLOTS];
+        Ok(())
+    }
+
+    fn in_sync(&self) -> impl Iterator<Item = usize> + use<> {
+        let members = self.mirror.members();
+        (0..self.mirror.replicas()).filter(move |replica| members.contains(*replica))
+    }
+
+    /// Make this stand in these slots of a replica, or put it out.
+    fn give_slots(&self, replica: usize, slots: &[(usize, Vec<u8>)], why_out: &str) {
+        let mut write = |(slot, bytes): &(usize, Vec<u8>)| {
+            self.mirror.write_raw(replica, Root::addr(*slot), Slice::whole(Buf::from_slice(bytes)))
+        };
+        if slots.iter().try_for_each(&mut write).and_then(|()| self.mirror.flush_raw(replica)).is_err() {
+            self.mirror.set_out(replica, why_out);
+        }
     }
 
     /// Put what the records say into the open group.

@@ -179,6 +179,7 @@ impl Replay {
         match event {
             Event::Stands(stands) => self.see_stands(stands),
             Event::Root { disk, slot, root, fate } => self.see_root(*disk, *slot, root, *fate),
+            Event::Void { disk, slot, fate } => self.see_void(*disk, *slot, *fate),
             Event::Record { disk, head, fate } => self.see_record(*disk, head, *fate),
             Event::Label { disk, replica, fate } => self.see_label(*disk, *replica, *fate),
             Event::Block { disk, fate } => self.see_block(*disk, *fate),

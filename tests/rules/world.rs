@@ -37,6 +37,8 @@ pub enum Write {
     Data(Ops),
     Record(Record),
     Root(usize, Arc<Root>),
+    /// Something that proves nothing.
+    Void(usize),
     Label(u32),
     /// Zeros over label, roots and log.
     Blank,
@@ -67,6 +69,7 @@ impl Disk {
                 }
             }
             Write::Root(slot, root) => self.slots[slot] = Slot::Holds(root),
+            Write::Void(slot) => self.slots[slot] = Slot::Damaged,
             Write::Label(id) => self.id = Some(id),
             Write::Blank => {
                 self.id = None;
@@ -78,7 +81,7 @@ impl Disk {
     /// Part of a write landed. Torn blocks and records prove nothing, as if they had not been written.
     pub fn tear(&mut self, write: &Write) {
         match write {
-            Write::Root(slot, _) => self.slots[*slot] = Slot::Damaged,
+            Write::Root(slot, _) | Write::Void(slot) => self.slots[*slot] = Slot::Damaged,
             Write::Blank => self.id = None,
             _ => {}
         }
@@ -131,7 +134,7 @@ impl Job {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Phase {
     Idle,
-    /// The newest root is pending where it was not.
+    /// The newest root is pending where it was not, and what is to stand in damaged slots.
     Enforce,
     /// A group's blocks are pending.
     Data(Job),

@@ -7,6 +7,7 @@
 use super::Life;
 use crate::disk::ReplicaName;
 use crate::disk::sim::SimDisk;
+use crate::format::MemberState;
 use crate::simulate::driver::Driver;
 use crate::simulate::{Ask, Seen, disk_of, disk_path};
 use crate::store::recover::Report;
@@ -62,8 +63,11 @@ impl Life {
         {
             return Err(format!("disk {disk} was left behind and is called in sync: {:?}", report.behind));
         }
-        // It goes on without the suspect, and a root says so.
-        self.behind = self.suspect.filter(|slot| !members.contains(*slot)).map(|slot| self.slots[slot]);
+        // It goes on without the suspect, and a root says so. (A replica that lost just the root of recovery has no root
+        // against it before something is acknowledged.)
+        let root = store.durable_root();
+        let named_out = |slot: &usize| root.members[*slot].state != MemberState::InSync;
+        self.behind = self.suspect.filter(named_out).map(|slot| self.slots[slot]);
         Ok(())
     }
 

@@ -105,7 +105,7 @@ impl Replay {
             for (at, slot) in slots.iter().enumerate() {
                 let could = |w: &Write| match (w, slot) {
                     (Write::Root(s, root), Slot::Holds(found)) => *s == at && same_root(root, found),
-                    (Write::Root(s, _), Slot::Damaged) => *s == at,
+                    (Write::Root(s, _) | Write::Void(s), Slot::Damaged) => *s == at,
                     (Write::Blank, _) => true,
                     _ => false,
                 };

@@ -53,6 +53,15 @@ impl Replay {
         Ok(())
     }
 
+    pub(super) fn see_void(&mut self, disk: usize, slot: usize, fate: Fate) -> Checked {
+        let void = |write: &Write| *write == Write::Void(slot);
+        if self.phase()? != &Phase::Enforce || !self.world.disks[disk].pending.iter().any(void) {
+            return says(format!("slot {slot} of disk {disk} is made void, and the model is at {:?}", self.phase()?));
+        }
+        self.fate(disk, fate, void);
+        Ok(())
+    }
+
     /// What became of a write that the model has just made.
     fn fate(&mut self, disk: usize, fate: Fate, is_it: impl Fn(&Write) -> bool) {
         let held = &mut self.world.disks[disk];

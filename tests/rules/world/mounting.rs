@@ -94,6 +94,7 @@ impl World {
                 }
             }
         }
+        self.mend_slots(&choice, &which);
         // A version that a damaged slot may have had is not used again.
         let skipped = if choice.may_be_newer { choice.slots.len() as u64 } else { 0 };
         let version_max = choice.slots.iter().flatten().copied().max().unwrap_or(0).max(root.version);
@@ -113,6 +114,25 @@ impl World {
             phase: Phase::Enforce,
         });
         Some(())
+    }
+
+    /// `Store::mend_slots`.
+    fn mend_slots(&mut self, choice: &Choice, which: &[usize]) {
+        let disks = World::in_sync_disks(choice, which);
+        for slot in (0..choice.slots.len()).filter(|slot| *slot != choice.slot) {
+            if which.iter().all(|disk| self.disks[*disk].slots[slot] != Slot::Damaged) {
+                continue;
+            }
+            let good = disks.iter().find_map(|disk| self.disks[*disk].slots[slot].root().cloned());
+            for disk in &disks {
+                let disk = &mut self.disks[*disk];
+                match (&good, &disk.slots[slot]) {
+                    (_, Slot::Holds(_)) => {}
+                    (Some(root), _) => disk.pending.push(Write::Root(slot, root.clone())),
+                    (None, _) => disk.pending.push(Write::Void(slot)),
+                }
+            }
+        }
     }
 
     /// The promises of a granted mount.
