@@ -3,7 +3,7 @@
 use serde_json::Value;
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -62,6 +62,15 @@ pub fn can_work_hard() -> bool {
 
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
+}
+
+/// As [`can_mount`], for tests that need root `to` do something.
+pub fn can_mount_as_root(to: &str) -> bool {
+    if !is_root() {
+        println!("skipped: needs root, {to}");
+        return false;
+    }
+    can_mount()
 }
 
 /// The program under test.
@@ -150,6 +159,22 @@ pub fn shell(folder: &Path, script: &str) -> Said {
     run(Command::new("bash").args(["-ec", script]).current_dir(folder).env("LC_ALL", "C"))
 }
 
+/// Run `script` as an ordinary user, in a folder of his own with the program, in a mount namespace in which everybody may
+/// open `/dev/fuse`, as on a desktop; `before` is done there first, by root.
+#[track_caller]
+pub fn as_ordinary_user(folder: &Path, before: &str, script: &str) -> Said {
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).expect("a folder of ours");
+    fs::copy(program(), folder.join("stablefs")).expect("a copy of the program");
+    fs::write(folder.join("script"), script).expect("a file");
+    let outer = format!(
+        "mknod fuse c 10 229; chmod 666 fuse; mount --bind fuse /dev/fuse; {before}
+         exec setpriv --reuid 65534 --regid 65534 --clear-groups -- bash -ec \"$(cat script)\""
+    );
+    let said = run(Command::new("unshare").args(["-m", "bash", "-ec", &outer]).current_dir(folder));
+    mounts_in(folder).iter().for_each(|place| detach(place));
+    said
+}
+
 /// A scratch folder with two replicas and a mount point.
 pub struct Bed {
     folder: tempfile::TempDir,
@@ -188,6 +213,10 @@ impl Bed {
     /// The scratch folder.
     pub fn path(&self) -> &Path {
         self.folder.path()
+    }
+    /// Let other users come through the scratch folder.
+    pub fn open_to_others(&self) {
+        fs::set_permissions(self.path(), fs::Permissions::from_mode(0o755)).expect("a folder of ours");
     }
     /// A path below the mount.
     pub fn at(&self, name: &str) -> PathBuf {
@@ -281,12 +310,24 @@ impl Bed {
 }
 
 /// `kill -9` one process of ours and wait until it is gone.
+#[track_caller]
 pub fn end(process: i32) {
     let pid = rustix::process::Pid::from_raw(process).expect("a process");
     let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-    let until = Instant::now() + Duration::from_secs(30);
-    while Path::new(&format!("/proc/{process}/exe")).read_link().is_ok() {
-        assert!(Instant::now() < until, "process {process} survives kill -9");
+    wait_until("kill -9 ends it", || !lives(process));
+}
+
+/// Whether a process has not ended.
+pub fn lives(process: i32) -> bool {
+    Path::new(&format!("/proc/{process}/exe")).read_link().is_ok()
+}
+
+/// Wait until something `holds` that is certain to come; fails if it does not within a minute.
+#[track_caller]
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while !holds() {
+        assert!(Instant::now() < until, "not within a minute: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -1,9 +1,9 @@
 //! Programs that people use, on a healthy mount.
 
-use super::bed::{Bed, bytes, can_mount, is_root, shell};
+use super::bed::{Bed, bytes, can_mount, can_mount_as_root, is_root, lives, shell, wait_until};
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
@@ -320,20 +320,12 @@ fn a_lazy_umount_tells_of_failures_and_hears_signals() {
     let pid = rustix::process::Pid::from_raw(daemon).unwrap();
     let outcome = std::thread::scope(|scope| {
         let umount = scope.spawn(|| lazily(&bed));
-        let until = Instant::now() + std::time::Duration::from_secs(60);
-        while !super::bed::mounts_in(bed.path()).is_empty() {
-            assert!(Instant::now() < until, "it is not detached");
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
+        wait_until("it is detached", || super::bed::mounts_in(bed.path()).is_empty());
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         umount.join().unwrap()
     });
     outcome.ok();
-    let until = Instant::now() + std::time::Duration::from_secs(60);
-    while Path::new(&format!("/proc/{daemon}/exe")).exists() {
-        assert!(Instant::now() < until, "the daemon lives on with a file open, in spite of SIGTERM");
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
+    wait_until("the daemon ends at SIGTERM, although a file is open", || !lives(daemon));
     drop(open);
     bed.mount("").ok();
     let open = fs::File::create(bed.at("open")).unwrap();
@@ -360,7 +352,7 @@ fn umount_makes_durable_and_ends_the_daemon() {
     let began = Instant::now();
     bed.umount().ok();
     println!("umount with 40 MiB dirty: {:?}", began.elapsed());
-    assert!(!Path::new(&format!("/proc/{daemon}/exe")).exists(), "the daemon lives on");
+    assert!(!lives(daemon), "the daemon lives on");
     assert!(super::bed::mounts_in(bed.path()).is_empty());
     bed.mount("ro").ok();
     assert!(fs::read(bed.at("big")).unwrap() == data);
@@ -372,12 +364,11 @@ fn umount_makes_durable_and_ends_the_daemon() {
 /// Goal: rights are checked by the kernel with our modes, and set-id bits go when others write.
 #[test]
 fn rights_are_kept() {
-    if !can_mount() || !is_root() {
-        println!("skipped: needs root");
+    if !can_mount_as_root("to act as another user") {
         return;
     }
     let bed = Bed::mounted("64M");
-    fs::set_permissions(bed.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    bed.open_to_others();
     shell(
         &bed.mnt,
         "echo secret >private; chmod 600 private; mkdir -m 1777 sticky; echo a >sticky/mine; chmod 666 sticky/mine

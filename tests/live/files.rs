@@ -1,9 +1,9 @@
 //! What programs meet on a mount, call by call, where the kernel and the daemon share the work.
 
-use super::bed::{Bed, bytes, can_mount, end, is_root, shell};
+use super::bed::{Bed, bytes, can_mount, can_mount_as_root, end, shell};
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -122,12 +122,11 @@ fn what_is_removed_can_be_looked_at_by_who_holds_it() {
 /// Goal: who empties somebody else's program takes its special rights away, as a write does.
 #[test]
 fn emptying_a_file_takes_set_user_id_away() {
-    if !can_mount() || !is_root() {
-        println!("skipped: needs root");
+    if !can_mount_as_root("to act as another user") {
         return;
     }
     let bed = Bed::mounted("64M");
-    fs::set_permissions(bed.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    bed.open_to_others();
     shell(
         &bed.mnt,
         "echo program >file; chown 1234:4321 file

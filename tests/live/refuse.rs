@@ -1,6 +1,6 @@
 //! Refusals that need a mount, rights or a missing device. (What is refused without one: `tests/errors.rs`.)
 
-use super::bed::{Bed, Said, can_mount, fingerprint, is_root, program, run, shell};
+use super::bed::{Bed, Said, as_ordinary_user, can_mount, can_mount_as_root, fingerprint, program, run, shell};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -72,8 +72,7 @@ fn a_replica_inside_its_own_mount_is_refused() {
 /// Goal: `stablefs umount` leaves mounts of others alone, and does not take its own for others'.
 #[test]
 fn mounts_of_other_programs_are_left_alone() {
-    if !can_mount() || !is_root() {
-        println!("skipped: needs root, to take a socket away");
+    if !can_mount_as_root("to take a socket away") {
         return;
     }
     let bed = Bed::formatted("32M");
@@ -105,12 +104,11 @@ impl Said {
 #[test]
 fn without_rights_or_fuse_there_is_one_clear_line() {
     // SEMANTICS: REFUSE-1
-    if !can_mount() || !is_root() {
-        println!("skipped: needs root, to give up rights");
+    if !can_mount_as_root("to give up rights") {
         return;
     }
     let bed = Bed::formatted("32M");
-    fs::set_permissions(bed.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    bed.open_to_others();
     let readable = bed.path().join("stablefs");
     fs::copy(program(), &readable).unwrap();
     shell(bed.path(), "install -d -o 65534 -g 65534 -m 700 run").ok();
@@ -140,28 +138,17 @@ fn without_rights_or_fuse_there_is_one_clear_line() {
 /// Goal: an ordinary user formats, mounts through fusermount3, works and unmounts.
 #[test]
 fn an_ordinary_user_mounts_with_fusermount() {
-    if !can_mount() || !is_root() {
-        println!("skipped: needs root, to become another user (as an ordinary user, every other test shows it)");
+    if !can_mount_as_root("to become another user (as an ordinary user, every other test shows it)") {
         return;
     }
     let folder = tempfile::Builder::new().prefix("stablefs-user.").tempdir().unwrap();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    let readable = folder.path().join("stablefs");
-    fs::copy(program(), &readable).unwrap();
     let script =
         "export HOME=$PWD XDG_RUNTIME_DIR=$PWD/run STABLEFS_STATE_DIR=$PWD/state; mkdir -m 700 run; mkdir a b mnt
         ./stablefs format --size 64M a b; ./stablefs mount a b mnt; trap './stablefs umount mnt' EXIT
         echo hello >mnt/file; test $(stat -c %u mnt/file) = 65534; ./stablefs sync mnt; ./stablefs status mnt
         trap - EXIT; ./stablefs umount mnt; ./stablefs mount a b mnt; cat mnt/file; ./stablefs umount mnt
         ./stablefs fsck -n a b";
-    // A mount namespace of its own, in which everybody may open /dev/fuse, as on a desktop.
-    fs::write(folder.path().join("script"), script).unwrap();
-    let outer = "mknod fuse c 10 229; chmod 666 fuse; mount --bind fuse /dev/fuse
-        exec setpriv --reuid 65534 --regid 65534 --clear-groups -- bash -ec \"$(cat script)\"";
-    let said = run(Command::new("unshare").args(["-m", "bash", "-ec", outer]).current_dir(folder.path()));
-    for place in super::bed::mounts_in(folder.path()) {
-        super::bed::detach(&place);
-    }
+    let said = as_ordinary_user(folder.path(), "", script);
     assert!(said.ok().out.contains("hello\n"));
     let left = shell(folder.path(), "ls run/stablefs 2>/dev/null || true").ok();
     assert!(!left.out.contains(".sock"), "a control socket is left: {left}");

@@ -1,6 +1,8 @@
 //! The daemon as a neighbour: how it starts and ends, what it holds, and how it is reached.
 
-use super::bed::{Bed, Said, can_mount, is_root, run, shell, state_of};
+use super::bed::{
+    Bed, Said, can_mount, can_mount_as_root, is_root, lives, run, shell, state_of, wait_until,
+};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -56,8 +58,7 @@ fn the_daemon_inherits_no_descriptors() {
 /// Method: the one socket of this mount is removed; its directory is shared with others.
 #[test]
 fn a_control_socket_that_vanishes_comes_back() {
-    if !can_mount() || !is_root() {
-        println!("skipped: needs root");
+    if !can_mount_as_root("to know where the socket stands") {
         return;
     }
     let bed = Bed::mounted("64M");
@@ -97,8 +98,7 @@ fn a_read_only_mount_looks_at_its_replicas() {
 /// Goal: `status` without a place finds a mount of another type name; what it advises can be typed as it stands.
 #[test]
 fn status_finds_and_advises_in_spite_of_odd_names() {
-    if !can_mount() || !is_root() {
-        println!("skipped: needs root");
+    if !can_mount_as_root("to choose the name of the type") {
         return;
     }
     let bed = Bed::bare();
@@ -164,11 +164,7 @@ fn frozen() -> (Frozen, [PathBuf; 2], i32) {
 fn thaw_and_check(disks: &Frozen, [a, b]: &[PathBuf; 2], daemon: i32) {
     let bed = &disks.0;
     shell(bed.path(), "fsfreeze -u a; fsfreeze -u b").ok();
-    let until = Instant::now() + Duration::from_secs(60);
-    while Path::new(&format!("/proc/{daemon}/exe")).read_link().is_ok() {
-        assert!(Instant::now() < until, "the daemon does not end although its disks answer again");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait_until("the daemon ends as its disks answer again", || !lives(daemon));
     bed.mount_of(&[a, b], "").ok();
     assert_eq!(fs::read(bed.at("synced")).unwrap(), b"synced");
 }
@@ -202,17 +198,16 @@ fn signals_are_heard_while_disks_hang() {
     let (disks, places, daemon) = frozen();
     let bed = &disks.0;
     let process = rustix::process::Pid::from_raw(daemon).unwrap();
-    let until = Instant::now() + Duration::from_secs(60);
-    rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
-    while super::bed::mounts_in(bed.path()).contains(&bed.mnt) {
-        assert!(Instant::now() < until, "SIGTERM does not detach the mount");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    while Path::new(&format!("/proc/{daemon}/exe")).read_link().is_ok() && !is_ending(daemon) {
-        assert!(Instant::now() < until, "a second SIGTERM does not end the daemon");
-        let _ = rustix::process::kill_process(process, rustix::process::Signal::TERM);
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    let terminate = || rustix::process::kill_process(process, rustix::process::Signal::TERM);
+    terminate().unwrap();
+    wait_until("SIGTERM detaches the mount", || !super::bed::mounts_in(bed.path()).contains(&bed.mnt));
+    wait_until("a second SIGTERM ends the daemon", || {
+        let has_ended = !lives(daemon) || is_ending(daemon);
+        if !has_ended {
+            let _ = terminate(); // it may just have
+        }
+        has_ended
+    });
     thaw_and_check(&disks, &places, daemon);
     bed.umount().ok();
 }

@@ -6,7 +6,6 @@
 
 use super::bed::{Bed, Said, can_mount, is_root, program, run, shell};
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -50,7 +49,7 @@ fn bed() -> Option<Bed> {
         return None;
     }
     let bed = Bed::formatted("64M");
-    fs::set_permissions(bed.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    bed.open_to_others();
     Some(bed)
 }
 
