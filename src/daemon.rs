@@ -163,7 +163,7 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
     };
     let log = job.options.log.clone().unwrap_or_else(|| place.join(place::name(mounted.device, "log")));
     let volume: SharedVolume = Arc::new(RwLock::new(Some(volume)));
-    let service = Arc::new(Service::new(volume.clone(), mounted.clone(), job, log.clone(), sender.clone()));
+    let service = Arc::new(Service::new(volume.clone(), mounted.clone(), job, sender.clone()));
     let rest = check_outside(&log, &mounted)
         .and_then(|()| {
             Server::start(&place.join(place::name(mounted.device, "sock")), service.clone())

@@ -2,17 +2,21 @@
 //!
 //! *Guarantees*: never more than two files of [`BYTES_MAX`]; a log that cannot be written, or hangs with its disk, does not
 //! disturb the daemon: whoever logs may hold any lock, and never waits. At most [`LINES_MAX`] lines wait; what is
-//! dropped beyond is counted, and said. *Assumes*: the log stands outside of the mount. *Fails when*: never.
+//! dropped beyond, or could not be written, is counted, and said. A log that is removed is begun anew, where it was or
+//! where the socket would be: a user's runtime directory goes when they log out.
+//! *Assumes*: the log stands outside of the mount. *Fails when*: never.
 //! *Order*: lines in the order in which they came. *Not here*: what is logged.
 //!
 //! Lines go straight to standard error until [`divert`] starts the thread that writes them. Panics are logged as bugs.
 
+use crate::control::place;
 use crate::disk::file::isolate;
 use parking_lot::Mutex;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::time::Duration;
@@ -32,8 +36,14 @@ enum Message {
 /// To the thread that writes.
 static QUEUE: Mutex<Option<SyncSender<Message>>> = Mutex::new(None);
 
-/// Lines for which there was no room.
+/// Lines for which there was no room, or which could not be written.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
+
+/// What `STABLEFS_LOG` lets through, once nobody is looking at standard error.
+static WANTED: OnceLock<log::LevelFilter> = OnceLock::new();
+
+/// Where the log stands now.
+static PLACE: Mutex<Option<PathBuf>> = Mutex::new(None);
 
 struct Target {
     file: File,
@@ -62,15 +72,15 @@ impl Write for Sink {
 }
 
 /// Write what comes, until nobody can send any more.
-fn serve(out: &mut dyn Write, messages: &Receiver<Message>) {
+fn serve(out: &mut dyn Write, messages: &Receiver<Message>, lost: &AtomicU64) {
     for message in messages {
-        // Of an error nobody can be told.
-        let dropped = DROPPED.swap(0, Ordering::Relaxed);
-        if dropped > 0 {
-            let _ = writeln!(out, "[{dropped} lines were dropped here: the log could not be written]");
+        let dropped = lost.swap(0, Ordering::Relaxed);
+        if dropped > 0 && writeln!(out, "[{dropped} lines were dropped here: the log could not be written]").is_err() {
+            lost.fetch_add(dropped, Ordering::Relaxed); // said when it can be
         }
         match message {
-            Message::Line(line) => drop(out.write_all(&line)),
+            Message::Line(line) if out.write_all(&line).is_err() => drop(lost.fetch_add(1, Ordering::Relaxed)),
+            Message::Line(_) => {}
             Message::Settle(settled) => drop(settled.send(())),
         }
     }
@@ -78,6 +88,9 @@ fn serve(out: &mut dyn Write, messages: &Receiver<Message>) {
 
 impl Write for Target {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if self.is_removed() {
+            self.begin_anew();
+        }
         if self.written > BYTES_MAX {
             self.rotate();
         }
@@ -97,6 +110,34 @@ impl Target {
         Ok(Target { file, path: path.to_owned(), written })
     }
 
+    /// Whether no name leads to what is written any more.
+    fn is_removed(&self) -> bool {
+        self.file.metadata().is_ok_and(|found| found.nlink() == 0)
+    }
+
+    /// Go on in a new file; if there can be none, in the one that nobody sees, and try again at the next line.
+    fn begin_anew(&mut self) {
+        let name = self.path.file_name().unwrap_or_default();
+        let elsewhere = || Target::open_ours(&place::prepare()?.join(name));
+        if let Ok(fresh) = Target::open_ours(&self.path).or_else(|_| elsewhere()) {
+            *PLACE.lock() = Some(fresh.path.clone());
+            *self = fresh;
+            let _ = self.file.write(b"[the log before this was removed]\n"); // what follows is of more use
+        }
+    }
+
+    /// Open a file that nobody else has put there meanwhile.
+    fn open_ours(path: &Path) -> io::Result<Target> {
+        let mut options = File::options();
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let file = options.create(true).append(true).mode(0o600).custom_flags(flags).open(path)?;
+        let found = file.metadata()?;
+        if !found.is_file() || found.uid() != rustix::process::geteuid().as_raw() {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        Ok(Target { file, path: path.to_owned(), written: found.len() })
+    }
+
     fn rotate(&mut self) {
         let mut old = self.path.clone().into_os_string();
         old.push(".old");
@@ -114,7 +155,8 @@ pub fn start() {
     builder.filter_level(log::LevelFilter::Info).parse_env("STABLEFS_LOG");
     builder.target(env_logger::Target::Pipe(Box::new(Sink)));
     if builder.try_init().is_ok() {
-        log::set_max_level(log::max_level().min(log::LevelFilter::Warn));
+        let wanted = *WANTED.get_or_init(log::max_level);
+        log::set_max_level(wanted.min(log::LevelFilter::Warn));
     }
     std::panic::set_hook(Box::new(|panic| {
         log::error!("bug: {panic}");
@@ -139,19 +181,25 @@ pub fn divert(path: Option<&Path>) -> io::Result<()> {
         match target {
             None => {
                 drop(told.send(Ok(())));
-                serve(&mut io::stderr(), &messages);
+                serve(&mut io::stderr(), &messages, &DROPPED);
             }
             Some(Ok(mut target)) => {
+                *PLACE.lock() = Some(target.path.clone());
                 drop(told.send(Ok(())));
-                serve(&mut target, &messages);
+                serve(&mut target, &messages, &DROPPED);
             }
             Some(Err(error)) => drop(told.send(Err(error))),
         }
     })?;
     opened.recv().unwrap_or_else(|_| Err(io::Error::other("the log's thread has ended")))?;
     *QUEUE.lock() = Some(sender);
-    log::set_max_level(log::LevelFilter::Info);
+    log::set_max_level(WANTED.get().copied().unwrap_or(log::LevelFilter::Info));
     Ok(())
+}
+
+/// Where the log stands now, if it is a file.
+pub fn place() -> Option<PathBuf> {
+    PLACE.lock().clone()
 }
 
 /// Wait up to `patience` until what was logged is written: before the process ends.
@@ -179,6 +227,33 @@ mod tests {
         target.write_all(b"after\n").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"after\n");
         assert_eq!(std::fs::read(scratch.path().join("log.old")).unwrap(), b"before\n");
+    }
+
+    /// Where the log's disk is full for a while, what could not be written is counted, until that can be said.
+    #[test]
+    fn lines_that_cannot_be_written_are_counted() {
+        struct Full(usize, Vec<u8>);
+        impl Write for Full {
+            fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+                if self.0 > 0 {
+                    self.0 -= 1;
+                    return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+                }
+                self.1.write(line)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (sender, messages) = channel();
+        for line in ["one\n", "two\n", "three\n"] {
+            sender.send(Message::Line(line.into())).unwrap();
+        }
+        drop(sender);
+        let mut out = Full(3, vec![]); // the first line, the word that it is missing, and the second line
+        serve(&mut out, &messages, &AtomicU64::new(0));
+        let said = String::from_utf8(out.1).unwrap();
+        assert_eq!(said, "[2 lines were dropped here: the log could not be written]\nthree\n");
     }
 
     /// Nobody reads the pipe that the log is: whoever logs goes on, and what had no room is counted.

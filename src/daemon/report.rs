@@ -19,7 +19,7 @@ pub struct MountReport {
     pub since_ns: i64,
     /// The daemon.
     pub process: u32,
-    /// Its log.
+    /// Its log: a file, or standard error.
     pub log: String,
 }
 

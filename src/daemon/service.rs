@@ -6,14 +6,14 @@
 
 use super::report::{self, MountReport, Report};
 use super::task::{NotBegun, Task, TaskReport, Tasks, Work};
-use super::{Event, Job, SharedVolume};
+use super::{Event, Job, SharedVolume, journal};
 use crate::control::{Control, Progress, Request, ScrubAction};
 use crate::mount::Mounted;
 use crate::world::{Machine, World};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
@@ -37,13 +37,13 @@ fn now_ns() -> i64 {
 
 impl Service {
     /// A service over `volume`, mounted as `mounted`.
-    pub fn new(volume: SharedVolume, mounted: Mounted, job: &Job, log: PathBuf, events: Sender<Event>) -> Service {
+    pub fn new(volume: SharedVolume, mounted: Mounted, job: &Job, events: Sender<Event>) -> Service {
         let mount = MountReport {
             path: mounted.path.to_string_lossy().into_owned(),
             writeback: job.options.writeback,
             since_ns: now_ns(),
             process: std::process::id(),
-            log: log.to_string_lossy().into_owned(),
+            log: String::new(),
         };
         Service { volume, mount, mounted, events: Mutex::new(events), tasks: Tasks::default() }
     }
@@ -61,7 +61,8 @@ impl Service {
         let volume = self.volume.try_read().ok_or(ENDING)?;
         let volume = volume.as_ref().ok_or(ENDING)?;
         let task: Option<TaskReport> = self.tasks.current().map(|task| task.report());
-        let report: Report = report::make(volume, self.mount.clone(), task);
+        let log = journal::place().map_or_else(|| "standard error".into(), |log| log.to_string_lossy().into_owned());
+        let report: Report = report::make(volume, MountReport { log, ..self.mount.clone() }, task);
         serde_json::to_value(report).map_err(|error| error.to_string())
     }
 

@@ -1,7 +1,7 @@
 //! The daemon as a neighbour: how it starts and ends, what it holds, and how it is reached.
 
 use super::bed::{
-    Bed, Said, can_mount, can_mount_as_root, is_root, lives, run, shell, state_of, wait_until,
+    Bed, Said, as_ordinary_user, can_mount, can_mount_as_root, is_root, lives, run, shell, state_of, wait_until,
 };
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -78,6 +78,47 @@ fn a_control_socket_that_vanishes_comes_back() {
     }
     bed.umount_and_check();
     assert!(!socket.exists());
+}
+
+/// Goal: a log that is removed is begun anew in its place, and says what is logged from then on; at the level asked for.
+#[test]
+fn a_log_that_is_removed_is_begun_anew() {
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::formatted("64M");
+    let log = bed.path().join("log");
+    let words = ["mount".into(), "-o".into(), format!("log={}", log.display())];
+    let places = [&bed.a, &bed.b, &bed.mnt].map(|path| path.display().to_string());
+    run(bed.command().env("STABLEFS_LOG", "debug").args(words).args(places)).ok();
+    fs::write(bed.at("file"), b"content").unwrap();
+    assert!(fs::read_to_string(&log).unwrap().contains("DEBUG"), "STABLEFS_LOG=debug is not heard");
+    fs::remove_file(&log).unwrap();
+    fs::remove_file(bed.b.join("stablefs.data")).unwrap();
+    let status = bed.wait_for(Duration::from_secs(5), "b is out", |status| state_of(status, &bed.b) == "out");
+    assert_eq!(status["mount"]["log"].as_str(), log.to_str());
+    bed.umount().ok();
+    let said = fs::read_to_string(&log).expect("a log again");
+    assert!(said.contains("was removed") && said.contains("is out") && said.contains("closed"), "{said}");
+}
+
+/// Goal: when a user's runtime directory goes, as at a logout, socket and log go on in the next place, and are found there.
+#[test]
+fn a_mount_outlives_the_logout_of_its_user() {
+    if !can_mount_as_root("to become another user") {
+        return;
+    }
+    let folder = tempfile::Builder::new().prefix("stablefs-user.").tempdir().unwrap();
+    let script = "export XDG_RUNTIME_DIR=$PWD/run STABLEFS_STATE_DIR=$PWD/state; mkdir -m 700 run; mkdir a b mnt
+        ./stablefs format --size 64M a b; ./stablefs mount a b mnt; trap './stablefs umount mnt' EXIT
+        rm -r run; timeout 60 bash -c 'until ./stablefs status mnt >/dev/null 2>&1; do sleep 0.1; done'
+        rm b/stablefs.data; timeout 60 bash -c 'while ./stablefs status mnt >/dev/null 2>&1; do sleep 0.1; done'
+        log=$(./stablefs status mnt | sed -n 's/^ *log: *//p'); echo \"log $log\"; cat \"$log\"
+        trap - EXIT; ./stablefs umount mnt";
+    // The next place is one that nobody else uses.
+    let before = "mount -t tmpfs none /run; install -d -o 65534 -g 65534 -m 700 /run/user/65534";
+    let said = as_ordinary_user(folder.path(), before, script).ok();
+    assert!(said.out.contains("log /run/user/65534/stablefs/") && said.out.contains("was removed"), "{said}");
 }
 
 /// Goal: a read-only mount that nobody reads from notices that a replica is gone.
