@@ -74,7 +74,12 @@ fn remount(job: &Job) -> Result<(), String> {
         ));
     }
     talk::ask(&entry.path, &Request::Sync {})?;
-    crate::mount::remount(&daemon::plan(job, &job.replicas, entry.path.clone())).map_err(|error| error.to_string())
+    let mut plan = daemon::plan(job, &job.replicas, entry.path.clone());
+    if entry.owner() != Some(0) {
+        // What an ordinary user brought along stays without rights, whoever remounts it.
+        (plan.device_nodes, plan.set_user_id) = (false, false);
+    }
+    crate::mount::remount(&plan).map_err(|error| error.to_string())
 }
 
 /// Make everything durable.

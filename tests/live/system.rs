@@ -241,14 +241,17 @@ fn an_ordinary_user_mounts_a_line_of_fstab() {
         &bed,
         r#"
         chmod 755 prefix; chown -R 65534:65534 a b mnt state; chmod -R go= a b
-        mkdir second; install -d -m 700 -o 65534 -g 65534 home
+        mkdir second; install -d -m 700 -o 65534 -g 65534 /run/user/65534
         mknod fuse c 10 229; chmod 666 fuse; mount --bind fuse /dev/fuse
         printf '%s stablefs %s 0 0\n' "$PWD/a:$PWD/b $PWD/mnt" user,noauto "$PWD/a:$PWD/b $PWD/second" noauto >fstab; mount --bind fstab /etc/fstab
-        as() { XDG_RUNTIME_DIR=$PWD/home setpriv --reuid 65534 --regid 65534 --clear-groups -- "$@"; }
+        as() { XDG_RUNTIME_DIR=/run/user/65534 setpriv --reuid 65534 --regid 65534 --clear-groups -- "$@"; }
         as stablefs format --force --size 64M a b 2>/dev/null
         as mount $PWD/mnt
         is "$(findmnt -no SOURCE,FSTYPE mnt)" "$PWD/a:$PWD/b fuse.stablefs"
         findmnt -no OPTIONS mnt | grep -w nosuid | grep -w nodev | grep -qw user_id=65534
+        # Root changes a flag: what the user brought along gains no rights by it.
+        stablefs mount -o remount,noexec $PWD/a $PWD/b $PWD/mnt
+        findmnt -no OPTIONS mnt | grep -w nosuid | grep -w nodev | grep -qw noexec
         as bash -ec 'echo mine >mnt/file'; is "$(as stat -c %u mnt/file)" 65534
         daemon=$(pgrep -u 65534 -f -- " $PWD/mnt\$")
         as umount $PWD/mnt
