@@ -198,9 +198,12 @@ fn act(part: Part, asked: &Asked) -> Result<u8, (u8, String)> {
     if file.is_some() {
         command.arg0("stablefs");
     }
-    let status = command.args(words).status().map_err(|error| failed(format!("cannot start stablefs: {error}")))?;
+    let shown = if asked.force { "umount" } else { "stablefs" };
+    let status = command.args(words).status().map_err(|error| failed(format!("cannot start {shown}: {error}")))?;
     Ok(match status.code() {
         Some(0) => 0,
+        // umount(8) itself: its codes are these already.
+        Some(code) if asked.force => u8::try_from(code).unwrap_or(FAILED),
         Some(STABLEFS_USAGE) => USAGE,
         _ => FAILED,
     })
