@@ -109,7 +109,11 @@ impl Bed {
             }
         };
         let mut bed = Bed { mnt: root.join("mnt"), root, keep, halt, guard: None };
-        bed.guard = Some(bed.start_guard().map_err(|error| Stop::Unable(format!("no guard process: {error}")))?);
+        let guard = bed.start_guard().map_err(|error| {
+            let _empty = std::fs::remove_dir(&bed.root); // nothing stays that nobody guards
+            Stop::Unable(format!("no guard process: {error}"))
+        });
+        bed.guard = Some(guard?);
         bed.folder("mnt")?;
         bed.folder("state")?;
         Ok(bed)
