@@ -15,6 +15,7 @@ mod shutdown;
 use super::Stop;
 use super::disks::DiskKind;
 use super::stage::Stage;
+use std::path::PathBuf;
 
 /// Size of the volumes.
 const SIZE: &str = "512M";
@@ -34,6 +35,17 @@ pub trait Scenario: Sync {
     /// # Errors
     /// A promise is broken so that going on makes no sense, or it cannot be carried out.
     fn run(&self, stage: &mut Stage<'_>) -> Result<(), Stop>;
+}
+
+/// Two replicas in folders.
+fn two_folders(stage: &Stage<'_>) -> Result<Vec<PathBuf>, Stop> {
+    Ok(vec![stage.bed.folder("a")?, stage.bed.folder("b")?])
+}
+
+/// One replica in a folder, the other one on a filesystem of its own; where that is mounted, and the replicas.
+fn folder_and_disk(stage: &Stage<'_>, kind: DiskKind, size_mib: u64) -> Result<(PathBuf, Vec<PathBuf>), Stop> {
+    let disk = stage.bed.disk("disk-b", kind, size_mib)?;
+    Ok((disk, vec![stage.bed.folder("a")?, stage.bed.folder("disk-b/replica")?]))
 }
 
 /// All of them.

@@ -2,7 +2,7 @@
 //!
 //! *Guarantees*: [`Stage::finish`] proves names and bytes on the mount, by scrub, by fsck, and with each replica alone.
 //! [`Stage::close`] ends the load and clears up whatever happened before. *Assumes*: one scenario at a time.
-//! *Fails when*: as the commands it gives. *Order*: [`Stage::open`], [`Stage::start`], the scenario, [`Stage::finish`].
+//! *Fails when*: as the commands it gives. *Order*: [`Stage::begin`], the scenario, [`Stage::finish`].
 //! *Not here*: the faults (`scenario`), the verdict (`judge`).
 
 use super::bed::Bed;
@@ -81,11 +81,17 @@ impl<'a> Stage<'a> {
         })
     }
 
-    /// Make and mount a volume of `size` on `replicas`, and all that the applications need.
+    /// Make and mount a volume of `size` on `replicas`, and let the applications begin.
     ///
     /// # Errors
-    /// A command is refused.
-    pub fn open(&mut self, size: &str, replicas: Vec<PathBuf>, deadline: Duration) -> Result<(), Stop> {
+    /// A command is refused; no threads.
+    pub fn begin(&mut self, size: &str, replicas: Vec<PathBuf>, deadline: Duration) -> Result<(), Stop> {
+        self.open(size, replicas, deadline)?;
+        self.start()
+    }
+
+    /// Make and mount a volume of `size` on `replicas`, and all that the applications need.
+    fn open(&mut self, size: &str, replicas: Vec<PathBuf>, deadline: Duration) -> Result<(), Stop> {
         self.tell.progress("making a volume");
         self.replicas = replicas;
         self.outcome.stall_max_ms = (deadline + GRACE).as_millis() as u64;
@@ -102,7 +108,7 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    /// Mount what [`Stage::open`] made.
+    /// Mount what [`Stage::begin`] made.
     ///
     /// # Errors
     /// It is refused.
@@ -111,10 +117,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Let the applications begin.
-    ///
-    /// # Errors
-    /// No threads.
-    pub fn start(&mut self) -> Result<(), Stop> {
+    fn start(&mut self) -> Result<(), Stop> {
         let load = self.load.as_mut().ok_or_else(|| Stop::Unable("there is no volume yet".into()))?;
         load.start().map_err(|error| Stop::Unable(format!("no threads: {error}")))?;
         let count = load.count();
@@ -173,16 +176,13 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// A fault has been injected.
+    /// A fault has been injected: how long it takes to be noticed counts from here.
     pub fn injected(&mut self, text: String) {
-        self.injected = Instant::now();
-        if let Some(load) = &self.load {
-            load.shared.probe.hurt();
-        }
+        self.about_to_inject();
         self.event(Kind::Injected, text);
     }
 
-    /// A fault is about to be injected: from here on its time counts.
+    /// A fault is about to be injected: from here on calls count as made under it.
     pub fn about_to_inject(&mut self) {
         self.injected = Instant::now();
         if let Some(load) = &self.load {

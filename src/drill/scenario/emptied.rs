@@ -3,7 +3,7 @@
 //! *Guarantees*: the applications go on; `replace` into the emptied directory makes it whole.
 //! *Assumes*: nothing. *Fails when*: as `stage`. *Order*: fault, detection, replace, proof. *Not here*: the load.
 
-use super::{SIZE, Scenario};
+use super::{SIZE, Scenario, two_folders};
 use crate::drill::Stop;
 use crate::drill::stage::{DEADLINE, Stage};
 use std::time::Duration;
@@ -19,10 +19,9 @@ impl Scenario for Emptied {
         "everything in the directory of one replica is removed; it is replaced in the same place"
     }
     fn run(&self, stage: &mut Stage<'_>) -> Result<(), Stop> {
-        let replicas = vec![stage.bed.folder("a")?, stage.bed.folder("b")?];
+        let replicas = two_folders(stage)?;
         let b = replicas[1].clone();
-        stage.open(SIZE, replicas, DEADLINE)?;
-        stage.start()?;
+        stage.begin(SIZE, replicas, DEADLINE)?;
         stage.work(Duration::from_millis(1000))?;
         stage.about_to_inject();
         let unable = |error: std::io::Error| Stop::Unable(format!("b cannot be emptied: {error}"));

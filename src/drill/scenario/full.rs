@@ -4,7 +4,7 @@
 //! once there is room again everything works. *Assumes*: root, for a small disk of its own.
 //! *Fails when*: as `stage`. *Order*: filled, detection, emptied, work again, proof. *Not here*: a full volume.
 
-use super::Scenario;
+use super::{Scenario, folder_and_disk};
 use crate::drill::Stop;
 use crate::drill::apps::write_extra;
 use crate::drill::disks::{self, DiskKind};
@@ -40,10 +40,8 @@ impl Scenario for Full {
         disks::lacking(DiskKind::Ext4)
     }
     fn run(&self, stage: &mut Stage<'_>) -> Result<(), Stop> {
-        let disk = stage.bed.disk("disk-b", DiskKind::Ext4, DISK_MIB)?;
-        let replicas = vec![stage.bed.folder("a")?, stage.bed.folder("disk-b/replica")?];
-        stage.open(VOLUME, replicas, DEADLINE)?;
-        stage.start()?;
+        let (disk, replicas) = folder_and_disk(stage, DiskKind::Ext4, DISK_MIB)?;
+        stage.begin(VOLUME, replicas, DEADLINE)?;
         stage.work(Duration::from_millis(500))?;
         let shared = stage.shared()?;
         shared.probe.excuse(Excuse::Space);

@@ -4,7 +4,7 @@
 //! *Assumes*: root. *Fails when*: as `stage`. *Order*: freeze, detection, thaw, replace, proof. *Not here*: the ioctl (`disks`).
 
 use super::shutdown::DISK_MIB;
-use super::{SIZE, Scenario};
+use super::{SIZE, Scenario, folder_and_disk};
 use crate::drill::Stop;
 use crate::drill::disks::{self, DiskKind};
 use crate::drill::judge::Kind;
@@ -28,11 +28,9 @@ impl Scenario for Hung {
         disks::lacking(DiskKind::Xfs)
     }
     fn run(&self, stage: &mut Stage<'_>) -> Result<(), Stop> {
-        let disk = stage.bed.disk("disk-b", DiskKind::Xfs, DISK_MIB)?;
-        let replicas = vec![stage.bed.folder("a")?, stage.bed.folder("disk-b/replica")?];
+        let (disk, replicas) = folder_and_disk(stage, DiskKind::Xfs, DISK_MIB)?;
         let b = replicas[1].clone();
-        stage.open(SIZE, replicas, DEADLINE)?;
-        stage.start()?;
+        stage.begin(SIZE, replicas, DEADLINE)?;
         stage.work(Duration::from_millis(1000))?;
         let unable = |what: &str, error: std::io::Error| Stop::Unable(format!("it cannot be {what}: {error}"));
         stage.about_to_inject();

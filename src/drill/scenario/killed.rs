@@ -5,7 +5,7 @@
 //! *Order*: applications are told that errors are no wonder; kill; all stand still; mount; proof; go on.
 //! *Not here*: power cuts, which lose more (`simulate`).
 
-use super::{SIZE, Scenario};
+use super::{SIZE, Scenario, two_folders};
 use crate::drill::Stop;
 use crate::drill::judge::Kind;
 use crate::drill::probe::Excuse;
@@ -30,9 +30,8 @@ impl Scenario for Killed {
         "the daemon is killed with kill -9 in mid-write, three times, and mounted again"
     }
     fn run(&self, stage: &mut Stage<'_>) -> Result<(), Stop> {
-        let replicas = vec![stage.bed.folder("a")?, stage.bed.folder("b")?];
-        stage.open(SIZE, replicas, DEADLINE)?;
-        stage.start()?;
+        let replicas = two_folders(stage)?;
+        stage.begin(SIZE, replicas, DEADLINE)?;
         for round in 1..=ROUNDS {
             let moment = Duration::from_millis(600 + stage.random.below(1200));
             stage.work(moment)?;

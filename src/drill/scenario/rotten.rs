@@ -7,7 +7,7 @@
 //! Blocks of files that nobody writes are known by their own first bytes; they stay where they are, so that each must be
 //! found. What is chosen among the other structures may be freed by the applications meanwhile.
 
-use super::{SIZE, Scenario};
+use super::{SIZE, Scenario, two_folders};
 use crate::drill::Stop;
 use crate::drill::content::{BLOCK, Random};
 use crate::drill::judge::Kind;
@@ -38,9 +38,8 @@ impl Scenario for Rotten {
         "junk is written over blocks in use, of files and of structures, on one replica and then on the other"
     }
     fn run(&self, stage: &mut Stage<'_>) -> Result<(), Stop> {
-        let replicas = vec![stage.bed.folder("a")?, stage.bed.folder("b")?];
-        stage.open(SIZE, replicas.clone(), DEADLINE)?;
-        stage.start()?;
+        let replicas = two_folders(stage)?;
+        stage.begin(SIZE, replicas.clone(), DEADLINE)?;
         for replica in &replicas {
             stage.work(Duration::from_millis(700))?;
             rot(stage, replica)?;

@@ -3,7 +3,7 @@
 //! *Guarantees*: the applications go on; `replace` onto another place makes the volume whole.
 //! *Assumes*: root. *Fails when*: as `stage`. *Order*: fault, detection, replace, proof. *Not here*: the ioctl (`disks`).
 
-use super::{SIZE, Scenario};
+use super::{SIZE, Scenario, folder_and_disk};
 use crate::drill::Stop;
 use crate::drill::disks::{self, DiskKind};
 use crate::drill::stage::{DEADLINE, Stage};
@@ -32,11 +32,9 @@ impl Scenario for ShutDown {
         disks::lacking(self.0)
     }
     fn run(&self, stage: &mut Stage<'_>) -> Result<(), Stop> {
-        let disk = stage.bed.disk("disk-b", self.0, DISK_MIB)?;
-        let replicas = vec![stage.bed.folder("a")?, stage.bed.folder("disk-b/replica")?];
+        let (disk, replicas) = folder_and_disk(stage, self.0, DISK_MIB)?;
         let b = replicas[1].clone();
-        stage.open(SIZE, replicas, DEADLINE)?;
-        stage.start()?;
+        stage.begin(SIZE, replicas, DEADLINE)?;
         stage.work(Duration::from_millis(1000))?;
         stage.about_to_inject();
         disks::shut_down(&disk)
