@@ -71,13 +71,17 @@ impl World for Seeded {
         state.1
     }
     fn random(&self) -> u64 {
-        let mut state = self.state.lock();
-        state.0 = state.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        splitmix(&mut self.state.lock().0)
     }
+}
+
+/// The next word of a splitmix64 generator.
+pub fn splitmix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 /// `ns` since 1970 as `2026-11-23 08:00:00 UTC` (proleptic Gregorian; Hinnant, "chrono-compatible low-level date algorithms").

@@ -54,11 +54,7 @@ impl Random {
     }
     /// The next word.
     pub fn word(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut word = self.0;
-        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word ^ (word >> 31)
+        crate::world::splitmix(&mut self.0)
     }
     /// A number below `end`, which is not 0.
     pub fn below(&mut self, end: u64) -> u64 {
