@@ -34,8 +34,6 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Request {
-    /// Are you there?
-    Ping {},
     /// State of the volume; touches no backing.
     Status {},
     /// Make everything durable.

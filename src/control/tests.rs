@@ -8,7 +8,7 @@ struct Echo;
 impl Control for Echo {
     fn answer(&self, request: Request, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<Value, String> {
         match request {
-            Request::Ping {} => Ok(json!("here")),
+            Request::Status {} => Ok(json!("here")),
             Request::Replace { old, new } => {
                 for done in 1..=2 {
                     assert!(progress(&Progress { what: "copying".into(), done, total: 2, ..Progress::default() }));
@@ -30,7 +30,7 @@ fn start() -> (UnixStream, std::thread::JoinHandle<io::Result<()>>) {
 fn requests_are_answered_in_turn_with_progress_between() {
     let (stream, server) = start();
     let mut client = Client::new(stream).unwrap();
-    assert_eq!(client.call(&Request::Ping {}, &mut |_| {}).unwrap(), json!("here"));
+    assert_eq!(client.call(&Request::Status {}, &mut |_| {}).unwrap(), json!("here"));
     let mut seen = Vec::new();
     let request = Request::Replace { old: "/b".into(), new: "/c\n".into() };
     let answer = client.call(&request, &mut |progress| seen.push(progress.done)).unwrap();
@@ -46,7 +46,7 @@ fn a_bug_in_an_answer_is_an_answer() {
     let (stream, server) = start();
     let mut client = Client::new(stream).unwrap();
     assert!(matches!(client.call(&Request::Sync {}, &mut |_| {}), Err(CallError::Refused(_))));
-    assert!(client.call(&Request::Ping {}, &mut |_| {}).is_ok());
+    assert!(client.call(&Request::Status {}, &mut |_| {}).is_ok());
     drop(client);
     server.join().unwrap().unwrap();
 }
@@ -83,7 +83,7 @@ fn the_socket_is_closed_to_others_and_goes_with_the_server() {
     let server = Server::start(&path, Arc::new(Echo)).unwrap();
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let mut client = Client::new(UnixStream::connect(&path).unwrap()).unwrap();
-    assert_eq!(client.call(&Request::Ping {}, &mut |_| {}).unwrap(), json!("here"));
+    assert_eq!(client.call(&Request::Status {}, &mut |_| {}).unwrap(), json!("here"));
     assert_eq!(client.peer_process(), Some(rustix::process::getpid()));
     drop(server);
     assert!(!path.exists());

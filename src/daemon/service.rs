@@ -147,7 +147,6 @@ pub(super) fn device_of(path: &Path) -> Option<(u32, u32)> {
 impl Control for Service {
     fn answer(&self, request: Request, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<Value, String> {
         match request {
-            Request::Ping {} => Ok(json!({ "process": std::process::id() })),
             Request::Status {} => self.status(),
             Request::Sync {} => self.sync(),
             Request::Scrub { action } => self.scrub(action, progress),
