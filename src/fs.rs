@@ -274,9 +274,8 @@ impl Filesystem {
     }
 
     /// Make durable everything that was done to `ino` and all changes of names and attributes before now.
-    /// `done` is called once, perhaps on another thread. `datasync` needs no less: attributes travel with the log.
-    pub fn fsync(&self, ino: u64, datasync: bool, done: Box<dyn FnOnce(Result<(), FsError>) + Send>) {
-        let _ = datasync;
+    /// `done` is called once, perhaps on another thread. `fdatasync` needs no less: attributes travel with the log.
+    pub fn fsync(&self, ino: u64, done: Box<dyn FnOnce(Result<(), FsError>) + Send>) {
         // The kernel has sent all its pages before it asks: those that come later were written later.
         self.cache.entry(ino).state.lock().mtime_set = None;
         let failed = self.sync_failed.lock();

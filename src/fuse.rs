@@ -77,7 +77,7 @@ pub trait Requests: Send + Sync + 'static {
     /// WRITE; bytes taken.
     fn write(&self, ino: u64, offset: u64, data: &[u8], kind: WriteKind) -> Result<u32, Errno>;
     /// FSYNC and FSYNCDIR; does not wait.
-    fn fsync(&self, ino: u64, datasync: bool, done: Done);
+    fn fsync(&self, ino: u64, done: Done);
     /// READDIR and READDIRPLUS.
     fn readdir(&self, ino: u64, after_cookie: u64, max: usize, with_attr: bool) -> Result<Vec<DirEntry>, Errno>;
     /// STATFS.
@@ -151,8 +151,8 @@ impl Requests for Filesystem {
     fn write(&self, ino: u64, offset: u64, data: &[u8], kind: WriteKind) -> Result<u32, Errno> {
         code(self.write(ino, offset, data, kind.kill_privileges, kind.from_cache))
     }
-    fn fsync(&self, ino: u64, datasync: bool, done: Done) {
-        self.fsync(ino, datasync, Box::new(move |outcome| done(code(outcome))));
+    fn fsync(&self, ino: u64, done: Done) {
+        self.fsync(ino, Box::new(move |outcome| done(code(outcome))));
     }
     fn readdir(&self, ino: u64, after_cookie: u64, max: usize, with_attr: bool) -> Result<Vec<DirEntry>, Errno> {
         code(self.readdir(ino, after_cookie, max, with_attr))

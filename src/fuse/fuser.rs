@@ -168,12 +168,12 @@ impl Adapter {
         self.waits(Matter::Data, reply, work, answer);
     }
 
-    fn sync(&self, ino: INodeNo, datasync: bool, reply: ReplyEmpty) {
+    fn sync(&self, ino: INodeNo, reply: ReplyEmpty) {
         if self.core.stopped.load(Ordering::Relaxed) {
             return reply.error(Errno::ENOTCONN);
         }
         let done = Box::new(move |outcome: Outcome<()>| answer_empty_outcome(reply, outcome));
-        if catch_unwind(AssertUnwindSafe(|| self.core.requests.fsync(ino.0, datasync, done))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| self.core.requests.fsync(ino.0, done))).is_err() {
             log::error!("an fsync hit a bug and was answered with an I/O error");
         }
     }

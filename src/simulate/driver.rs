@@ -548,7 +548,7 @@ pub fn perform(fs: &Filesystem, op: &Op) -> Result<u64, FsError> {
 /// Nobody answers.
 pub fn fsync(fs: &Filesystem, ino: u64) -> Result<(), FsError> {
     let (sender, receiver) = crate::sync::mpsc::channel();
-    fs.fsync(ino, false, Box::new(move |outcome| drop(sender.send(outcome))));
+    fs.fsync(ino, Box::new(move |outcome| drop(sender.send(outcome))));
     receiver.recv().expect("every fsync is answered")
 }
 

@@ -132,7 +132,7 @@ impl Worker {
             }
             Deed::Sync { file } => {
                 let (sender, receiver) = mpsc::channel();
-                fs.fsync(self.inos[&file], false, Box::new(move |outcome| drop(sender.send(outcome))));
+                fs.fsync(self.inos[&file], Box::new(move |outcome| drop(sender.send(outcome))));
                 receiver.recv().expect("an fsync is answered")?;
             }
         }

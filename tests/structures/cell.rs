@@ -334,7 +334,7 @@ impl Bed<'_> {
 
     fn fsync(&self, ino: u64) -> Result<(), FsError> {
         let (sender, receiver) = std::sync::mpsc::channel();
-        self.fs.fsync(ino, false, Box::new(move |outcome| drop(sender.send(outcome))));
+        self.fs.fsync(ino, Box::new(move |outcome| drop(sender.send(outcome))));
         receiver.recv().expect("an answer")
     }
 

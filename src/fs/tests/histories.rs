@@ -252,7 +252,7 @@ impl History {
         }
         let ino = *self.random.pick(&files);
         let (sender, receiver) = crate::sync::mpsc::channel();
-        self.fs.fsync(ino, false, Box::new(move |outcome| drop(sender.send(outcome))));
+        self.fs.fsync(ino, Box::new(move |outcome| drop(sender.send(outcome))));
         if let Some(real) = &self.rig.real {
             real.log_step();
         }

@@ -41,5 +41,5 @@ fn resize(filesystem: &Filesystem, ino: u64, size: u64) -> Attr {
 }
 
 fn fsync(filesystem: &Filesystem, ino: u64) {
-    filesystem.fsync(ino, false, Box::new(|outcome| outcome.unwrap()));
+    filesystem.fsync(ino, Box::new(|outcome| outcome.unwrap()));
 }

@@ -222,8 +222,8 @@ impl fuser::Filesystem for Adapter {
         self.now(reply, work, answer_empty);
     }
 
-    fn fsync(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.sync(ino, datasync, reply);
+    fn fsync(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.sync(ino, reply);
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -274,8 +274,8 @@ impl fuser::Filesystem for Adapter {
         self.now(reply, |_| outcome, |reply, ()| reply.ok());
     }
 
-    fn fsyncdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
-        self.sync(ino, datasync, reply);
+    fn fsyncdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.sync(ino, reply);
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {

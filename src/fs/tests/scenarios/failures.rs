@@ -88,7 +88,7 @@ fn a_failed_fsync_keeps_failing() {
     let other = file(&fs, b"g", b"");
     let sync = |ino| {
         let (sender, receiver) = crate::sync::mpsc::channel();
-        fs.fsync(ino, false, Box::new(move |outcome| sender.send(outcome).unwrap()));
+        fs.fsync(ino, Box::new(move |outcome| sender.send(outcome).unwrap()));
         receiver.recv().unwrap()
     };
     sync(ino).unwrap();
