@@ -119,7 +119,7 @@ fn prepare_process() {
 
 fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
     let say = |error: &dyn std::fmt::Display| error.to_string();
-    let replicas = absolute(&job.replicas)?;
+    let replicas = job.replicas.iter().map(|path| absolute(path)).collect::<Result<Vec<_>, _>>()?;
     mount::check_device().map_err(|error| say(&error))?;
     let mountpoint =
         mount::check_mountpoint(&job.mountpoint, &replicas, place::is_ours).map_err(|error| say(&error))?;
@@ -188,7 +188,7 @@ fn check_outside(log: &Path, mounted: &Mounted) -> Result<(), String> {
     let state = std::env::var_os("STABLEFS_STATE_DIR").map(PathBuf::from);
     for (path, what) in [(Some(log), "log"), (state.as_deref(), "state directory")] {
         let Some(path) = path else { continue };
-        let path = std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let path = absolute(path)?;
         if service::device_of(&path) == Some(mounted.device) {
             let (path, place) = (path.display(), mounted.path.display());
             return Err(format!("the {what} {path} would lie in the mount itself, at {place}; choose another place"));
@@ -205,9 +205,9 @@ fn abandon(volume: Volume, error: String) -> String {
     }
 }
 
-fn absolute(paths: &[PathBuf]) -> Result<Vec<PathBuf>, String> {
-    let one = |path: &PathBuf| std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()));
-    paths.iter().map(one).collect()
+/// `path` as it is called from any directory; one line if that cannot be said.
+pub(crate) fn absolute(path: &Path) -> Result<PathBuf, String> {
+    std::path::absolute(path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 /// How `job` is to be mounted.

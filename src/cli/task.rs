@@ -5,6 +5,7 @@
 
 use super::{ReplaceArgs, ScrubArgs, status, talk};
 use crate::control::{Request, ScrubAction};
+use crate::daemon::absolute;
 use crate::daemon::report::shell_word;
 use crate::daemon::task::TaskReport;
 use crate::volume::scrub::ScrubReport;
@@ -80,8 +81,6 @@ fn judge_scrub(report: &ScrubReport) -> Result<(), String> {
 /// Replace a replica.
 pub(super) fn replace(args: &ReplaceArgs) -> Result<(), String> {
     // A path is made absolute here: the daemon has another current directory. A number stays one.
-    let absolute =
-        |text: &std::path::Path| std::path::absolute(text).map_err(|error| format!("{}: {error}", text.display()));
     let old = match args.old.parse::<usize>() {
         Ok(_) => args.old.clone(),
         Err(_) => absolute(std::path::Path::new(&args.old))?.to_string_lossy().into_owned(),
