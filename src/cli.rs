@@ -24,6 +24,7 @@ mod task;
 
 use crate::simulate::worlds::Kind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -305,6 +306,15 @@ fn translate(mut words: Vec<OsString>) -> Vec<OsString> {
         (None, false) => words[0] = name,
     }
     words
+}
+
+/// A bar on standard error, as `template` describes it; it is drawn only to a terminal, and not if it `is_hidden`.
+fn progress_bar(template: &str, length: Option<u64>, is_hidden: bool) -> ProgressBar {
+    if is_hidden {
+        return ProgressBar::hidden();
+    }
+    let bar = length.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
+    bar.with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 /// Replicas as typed: several words, or one `/a:/b` that is no path itself.

@@ -3,10 +3,8 @@
 //! *Guarantees*: exit codes are those of fsck(8); without `-y`, `-p` or `-a` nothing is written. *Assumes*: nothing.
 //! *Fails when*: exit code 8 and one line. *Order*: none. *Not here*: the work (`volume::fsck`).
 
-use super::{FsckArgs, complain};
+use super::{FsckArgs, complain, progress_bar};
 use crate::volume::fsck::{FsckOptions, FsckReport, Rebuild, fsck as check};
-use indicatif::{ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
 
 /// Exit code of fsck: it failed itself.
 const FAILED: u8 = 8;
@@ -20,9 +18,9 @@ pub(super) fn fsck(args: &FsckArgs) -> u8 {
             return super::offline::FSCK_USAGE;
         }
     };
-    let bar = progress_bar(args.json);
+    let bar = progress_bar("{msg} [{bar:40}] {percent}% of {len} blocks, {eta} left", Some(0), args.json);
     let mut progress = |what: &str, done: u64, total: u64| {
-        if let Some(bar) = &bar {
+        if !bar.is_hidden() {
             bar.set_length(total.max(done));
             bar.set_position(done);
             if bar.message() != what {
@@ -33,9 +31,7 @@ pub(super) fn fsck(args: &FsckArgs) -> u8 {
     let options = FsckOptions { repair: (args.repair || args.preen) && !args.look, quick: false };
     let rebuild = if args.repair { Rebuild::Allowed } else { Rebuild::Never };
     let result = check(&replicas, &options, rebuild, &mut progress);
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
+    bar.finish_and_clear();
     match result {
         Ok(report) if args.json => {
             match serde_json::to_string_pretty(&report) {
@@ -53,16 +49,6 @@ pub(super) fn fsck(args: &FsckArgs) -> u8 {
             FAILED
         }
     }
-}
-
-fn progress_bar(json: bool) -> Option<ProgressBar> {
-    if json || !std::io::stderr().is_terminal() {
-        return None;
-    }
-    let bar = ProgressBar::new(0);
-    let style = ProgressStyle::with_template("{msg} [{bar:40}] {percent}% of {len} blocks, {eta} left");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    Some(bar)
 }
 
 fn print(report: &FsckReport, verbose: bool, repairs: bool) {

@@ -5,12 +5,11 @@
 //! *Fails when*: wrong usage. *Order*: seeds are begun in order, on all cores; SIGINT and SIGTERM end it after the
 //! histories under way, which are named; a second one ends it at once. *Not here*: the histories (`simulate`).
 
-use super::{FAILED, SimulateArgs};
+use super::{FAILED, SimulateArgs, progress_bar};
 use crate::simulate::worlds::Kind;
 use crate::simulate::{Failure, Tally};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use std::collections::BTreeSet;
-use std::io::IsTerminal;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -103,7 +102,8 @@ pub(super) fn simulate(args: &SimulateArgs) -> u8 {
     if args.jobs.is_none() && count == Some(1) {
         eprintln!("seed {seed}, kind {}", args.kind.name());
     }
-    let summary = run(args.kind, seed, jobs, &limits, progress_bar(args, count));
+    let bar = progress_bar("{elapsed_precise} {wide_bar} {pos}/{len} seeds, {per_sec}", count, args.json);
+    let summary = run(args.kind, seed, jobs, &limits, &bar);
     report(&summary, args)
 }
 
@@ -113,7 +113,7 @@ pub(super) fn fresh_seed() -> u64 {
     crate::world::Machine.random() >> 24
 }
 
-fn run(kind: Kind, first: u64, jobs: usize, limits: &Limits, bar: Option<ProgressBar>) -> Summary {
+fn run(kind: Kind, first: u64, jobs: usize, limits: &Limits, bar: &ProgressBar) -> Summary {
     let sum = Mutex::new(Summary { first, ..Summary::default() });
     let began = Instant::now();
     let work = || {
@@ -129,20 +129,14 @@ fn run(kind: Kind, first: u64, jobs: usize, limits: &Limits, bar: Option<Progres
                 Err(failure) => {
                     let replay = replay(kind, seed);
                     // At once: the report may be long in coming.
-                    let tell = || eprintln!("violation: {replay}");
-                    match &bar {
-                        Some(bar) => bar.suspend(tell),
-                        None => tell(),
-                    }
+                    bar.suspend(|| eprintln!("violation: {replay}"));
                     sum.violations.push(Violation { seed, text: failure.text, replay });
                     if sum.violations.len() >= VIOLATIONS_MAX {
                         limits.asked.store(true, Ordering::Relaxed);
                     }
                 }
             }
-            if let Some(bar) = &bar {
-                bar.inc(1);
-            }
+            bar.inc(1);
         }
     };
     let done = AtomicBool::new(false);
@@ -153,9 +147,7 @@ fn run(kind: Kind, first: u64, jobs: usize, limits: &Limits, bar: Option<Progres
         others.into_iter().for_each(|other| drop(other.join()));
         done.store(true, Ordering::Relaxed);
     });
-    if let Some(bar) = bar {
-        bar.finish_and_clear();
-    }
+    bar.finish_and_clear();
     let mut sum = sum.into_inner().unwrap_or_default();
     sum.violations.sort_by_key(|violation| violation.seed);
     sum.seconds = began.elapsed().as_secs_f64();
@@ -172,15 +164,6 @@ fn words(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
     format!("panic: {}", text.unwrap_or_default())
-}
-
-fn progress_bar(args: &SimulateArgs, count: Option<u64>) -> Option<ProgressBar> {
-    if args.json || !std::io::stderr().is_terminal() {
-        return None;
-    }
-    let bar = count.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
-    let style = ProgressStyle::with_template("{elapsed_precise} {wide_bar} {pos}/{len} seeds, {per_sec}");
-    Some(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
 }
 
 fn report(summary: &Summary, args: &SimulateArgs) -> u8 {

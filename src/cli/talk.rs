@@ -4,10 +4,11 @@
 //! *Assumes*: as `mount::table`. *Fails when*: there is no such mount or daemon: one line with the next command.
 //! *Order*: none. *Not here*: the requests.
 
+use super::progress_bar;
 use crate::control::{CallError, Client, Progress, Request, place};
 use crate::daemon::report::shell_word;
 use crate::mount::table::{self, Entry};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde_json::Value;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -77,12 +78,8 @@ pub(super) struct Bar {
 impl Bar {
     /// Show how far it is.
     pub(super) fn show(&mut self, progress: &Progress) {
-        let bar = self.bar.get_or_insert_with(|| {
-            let bar = ProgressBar::new(0); // draws to standard error, and only to a terminal
-            let style = ProgressStyle::with_template("{msg} {wide_bar} {percent} % {elapsed} (left {eta})");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar
-        });
+        let template = "{msg} {wide_bar} {percent} % {elapsed} (left {eta})";
+        let bar = self.bar.get_or_insert_with(|| progress_bar(template, Some(0), false));
         bar.set_length(progress.total.max(progress.done));
         bar.set_position(progress.done);
         let found = match (progress.damaged, progress.healed) {
