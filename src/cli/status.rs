@@ -8,10 +8,10 @@ use crate::control::{Request, place};
 use crate::daemon::report::Report;
 use crate::daemon::task::TaskReport;
 use crate::mount::table::{self, Entry};
+use crate::world::{Machine, World};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::Value;
 use std::fmt::Write;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Tell how one mount is, or all of them.
 pub(super) fn status(args: &StatusArgs) -> u8 {
@@ -40,7 +40,7 @@ pub(super) fn status(args: &StatusArgs) -> u8 {
             }
             Ok((_, report)) => {
                 if !args.json {
-                    print!("{}{}", if count > 0 { "\n" } else { "" }, render(report, now_ns()));
+                    print!("{}{}", if count > 0 { "\n" } else { "" }, render(report, Machine.now_ns()));
                 }
                 if report.status.state == "healthy" { 0 } else { FAILED }
             }
@@ -68,10 +68,6 @@ fn ask(entry: &Entry) -> Result<(Value, Report), String> {
     let report = serde_json::from_value(value.clone())
         .map_err(|error| format!("the daemon is of another version ({error}); use its own stablefs"))?;
     Ok((value, report))
-}
-
-fn now_ns() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
 }
 
 /// A report in words.
@@ -142,7 +138,7 @@ pub(super) fn task_line(task: &TaskReport) -> String {
         let _ = write!(line, ": {}", task.error);
     }
     let (word, when) = if task.ended_ns == 0 { ("begun", task.began_ns) } else { ("ended", task.ended_ns) };
-    let _ = write!(line, ", {word} {}", moment(when, now_ns()));
+    let _ = write!(line, ", {word} {}", moment(when, Machine.now_ns()));
     line
 }
 
