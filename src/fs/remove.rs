@@ -45,21 +45,35 @@ pub(super) enum Ended {
 impl Filesystem {
     /// Remove a name that is not a directory's.
     pub fn unlink(&self, parent: u64, name: &[u8]) -> Result<(), FsError> {
+        self.remove(parent, name, false)
+    }
+
+    /// Remove an empty directory.
+    pub fn rmdir(&self, parent: u64, name: &[u8]) -> Result<(), FsError> {
+        self.remove(parent, name, true)
+    }
+
+    fn remove(&self, parent: u64, name: &[u8], is_rmdir: bool) -> Result<(), FsError> {
         check_name(name)?;
         loop {
             let (directory, _) = self.directory(parent)?;
             let seen = self.find(parent, name)?.ok_or(FsError::NotFound)?;
             let ino = seen.entry.ino;
-            let held = self.locks.acquire(&[
+            let mut keys = vec![
                 (LockKey::Alive(parent), Mode::Shared),
                 (self.name_lock(parent, name), Mode::Exclusive),
                 (LockKey::Inode(ino), Mode::Exclusive),
-            ]);
+            ];
+            keys.extend(is_rmdir.then_some((LockKey::Alive(ino), Mode::Exclusive)));
+            let held = self.locks.acquire(&keys);
             if self.find(parent, name)? != Some(seen.clone()) {
                 continue;
             }
-            let (entry, inode) = self.load(ino)?;
-            if inode.is_dir() {
+            let (entry, inode) = if is_rmdir { self.directory(ino)? } else { self.load(ino)? };
+            if is_rmdir && !self.is_empty(ino)? {
+                return Err(FsError::NotEmpty);
+            }
+            if !is_rmdir && inode.is_dir() {
                 return Err(FsError::IsDirectory);
             }
             let ending = self.prepare_ending(&entry, &inode)?;
@@ -68,44 +82,12 @@ impl Filesystem {
                 change.delete(Key::new(parent, ItemKind::Dirent, seen.cookie));
                 let directory = change.inode(parent)?;
                 directory.size = directory.size.saturating_sub(1);
+                directory.nlink = directory.nlink.saturating_sub(u32::from(is_rmdir));
                 touch(directory, now);
+                if is_rmdir {
+                    return end_directory(change, ino, &ending, now);
+                }
                 drop_link(change, ino, &seen, parent, &ending, now)
-            })?;
-            drop(held);
-            self.after_ending(ino, ended);
-            return Ok(());
-        }
-    }
-
-    /// Remove an empty directory.
-    pub fn rmdir(&self, parent: u64, name: &[u8]) -> Result<(), FsError> {
-        check_name(name)?;
-        loop {
-            let (directory, _) = self.directory(parent)?;
-            let seen = self.find(parent, name)?.ok_or(FsError::NotFound)?;
-            let ino = seen.entry.ino;
-            let held = self.locks.acquire(&[
-                (LockKey::Alive(parent), Mode::Shared),
-                (self.name_lock(parent, name), Mode::Exclusive),
-                (LockKey::Alive(ino), Mode::Exclusive),
-                (LockKey::Inode(ino), Mode::Exclusive),
-            ]);
-            if self.find(parent, name)? != Some(seen.clone()) {
-                continue;
-            }
-            let (entry, inode) = self.directory(ino)?;
-            if !self.is_empty(ino)? {
-                return Err(FsError::NotEmpty);
-            }
-            let ending = self.prepare_ending(&entry, &inode)?;
-            let now = self.store.now();
-            let ended = self.change(&held, ending.need(4), &[&directory, &entry], |change| {
-                change.delete(Key::new(parent, ItemKind::Dirent, seen.cookie));
-                let directory = change.inode(parent)?;
-                directory.size = directory.size.saturating_sub(1);
-                directory.nlink = directory.nlink.saturating_sub(1);
-                touch(directory, now);
-                end_directory(change, ino, &ending, now)
             })?;
             drop(held);
             self.after_ending(ino, ended);
