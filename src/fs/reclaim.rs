@@ -102,11 +102,16 @@ impl Filesystem {
     /// End a piece of an orphan, or wait until somebody else has; `false`: there is none.
     fn reclaim_for_room(&self) -> bool {
         let mut work = self.reclaim.work.lock();
+        let seen = work.steps;
         if !work.is_idle() {
             drop(work);
-            return self.reclaim_next().is_ok();
+            return match self.reclaim_next() {
+                Ok(_) => true,
+                // A damaged one has left the list: the others may have room to give.
+                Err(FsError::Store(error)) if error.is_damage() => self.reclaim.work.lock().steps != seen,
+                Err(_) => false,
+            };
         }
-        let seen = work.steps;
         while work.busy > 0 && work.steps == seen {
             if self.reclaim.bell.wait_for(&mut work, STEP_MAX).timed_out() {
                 break;

@@ -106,6 +106,32 @@ fn an_orphan_that_finds_no_room_is_tried_again() {
     rig.check();
 }
 
+/// A damaged orphan that stands first in the list keeps nobody from the room that others have given up.
+#[test]
+fn a_damaged_orphan_keeps_no_room_from_others() {
+    // SEMANTICS: SPACE-2
+    let (store, rig) = Rig::memory();
+    let fs = rig.mount();
+    let made = [b"hurt", b"fine"].map(|name| {
+        let ino = file(&fs, name);
+        for at in 0..17 {
+            fs.write(ino, at << 20, &[1; 1 << 20], false, false).unwrap();
+        }
+        ino
+    });
+    let other = file(&fs, b"other");
+    settle(&fs);
+    [b"hurt", b"fine"].map(|name| fs.unlink(ROOT_INO, name)).into_iter().for_each(Result::unwrap);
+    store.lose(Key::new(made[0], ItemKind::Extent, 5));
+    store.set_free(0);
+    assert_eq!(fs.write(other, 0, &[2; 1 << 20], false, false).expect("room that was given up"), 1 << 20);
+    // What is left of the damaged one gives no room, and is no endless search for it.
+    store.set_free(0);
+    settle(&fs);
+    store.set_free(0);
+    assert_eq!(errno(fs.write(other, 1 << 20, &[2; 1 << 20], false, false)), libc::ENOSPC);
+}
+
 /// Whoever does the background work hears of an orphan at once. (Without the bell this waits for an hour.)
 #[test]
 fn an_orphan_rings_the_bell() {
