@@ -7,8 +7,8 @@
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
     KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, SessionACL, TimeOrNow,
-    WriteFlags,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL,
+    TimeOrNow, WriteFlags,
 };
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
@@ -172,7 +172,8 @@ impl Filesystem for NullFs {
             | InitFlags::FUSE_ASYNC_DIO
             | InitFlags::FUSE_ATOMIC_O_TRUNC
             | InitFlags::FUSE_CACHE_SYMLINKS
-            | InitFlags::FUSE_EXPLICIT_INVAL_DATA;
+            | InitFlags::FUSE_EXPLICIT_INVAL_DATA
+            | InitFlags::FUSE_POSIX_ACL;
         let _ = config.add_capabilities(wanted); // without them it is slower
         let _ = config.set_max_background(64);
         Ok(())
@@ -226,6 +227,13 @@ impl Filesystem for NullFs {
             Ok(attr) => reply.attr(&TRUST, &attr),
             Err(error) => reply.error(error),
         }
+    }
+    // It could have attributes and access lists: with one that cannot, the kernel would not ask at all.
+    fn getxattr(&self, _request: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::NO_XATTR);
+    }
+    fn listxattr(&self, _request: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
+        reply.size(0);
     }
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
         match self.0.lock().bytes(ino.0) {

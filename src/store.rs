@@ -13,6 +13,7 @@
 //!
 //! A read asks: open group, closing group, committed tree. All three are pinned by the [`View`] that it holds.
 
+mod ahead;
 pub mod begin;
 pub mod check;
 pub mod commit;
@@ -117,6 +118,7 @@ pub struct Store {
     seed: VolumeSeed,
     space: Space,
     cache: Cache<BlockPtr, Arc<CachedNode>>,
+    ahead: Mutex<ahead::Ahead>,
     options: StoreOptions,
     gate: RwLock<()>,
     view: RwLock<Arc<View>>,
@@ -326,6 +328,9 @@ impl NodeStore for Store {
         self.cache.insert(*ptr, found.clone());
         Ok(found)
     }
+    fn will_read_leaf(&self, parent: crate::format::Addr, children: &[(Key, BlockPtr)], i: usize) {
+        self.read_ahead(parent, children, i);
+    }
 }
 
 enum FileChange {
@@ -498,6 +503,7 @@ impl Store {
             seed: VolumeSeed::new(label.volume),
             space: Space::new(&label.geometry, label.volume, label.grows, &root),
             cache: Cache::new(options.cache_nodes),
+            ahead: Mutex::default(),
             gate: RwLock::new(()),
             view: RwLock::new(Arc::new(view)),
             commit_lock: Mutex::new(commit_state),

@@ -560,3 +560,44 @@ fn a_torn_root_is_never_completed() {
         "nothing is left"
     );
 }
+
+/// Leaves that follow each other come with few requests; whoever jumps from parent to parent reads only what it wants.
+#[test]
+fn leaves_are_read_ahead_only_where_they_follow_each_other() {
+    let mut rig = Rig::new(13, 2);
+    let (store, _) = rig.open(false).unwrap();
+    let key = |i: u64| Key::new(20 + i, ItemKind::Xattr, 0);
+    for i in 0..6_000 {
+        put(&store, key(i), &[i as u8; 200]).unwrap();
+        if i % 1_000 == 999 {
+            store.commit(Force::IfChanged).unwrap();
+        }
+    }
+    store.commit(Force::Clean).unwrap();
+    drop(store);
+    rig.crash(CrashPlan::DropAll);
+    let asked = Arc::new(Mutex::new((0, 0)));
+    let count = Arc::clone(&asked);
+    let mut look = |order: &mut dyn Iterator<Item = u64>| {
+        let (store, _) = rig.open(false).unwrap();
+        *asked.lock() = (0, 0);
+        let count = Arc::clone(&count);
+        rig.power.listen(Some(Arc::new(move |asked: &crate::disk::sim::Asked<'_>| {
+            if let crate::disk::backing::Op::Read { blocks, .. } = asked.op {
+                let mut sum = count.lock();
+                *sum = (sum.0 + 1, sum.1 + *blocks);
+            }
+        })));
+        let wanted: Vec<u64> = order.collect();
+        for i in &wanted {
+            assert_eq!(store.get(key(*i)).unwrap().unwrap()[..], [*i as u8; 200]);
+        }
+        rig.power.listen(None);
+        *asked.lock()
+    };
+    let (requests, blocks) = look(&mut (0..6_000));
+    assert!(blocks >= 300 && requests * 2 < blocks, "in order: {blocks} blocks in {requests} requests");
+    // Parents in turn: a stride of more than one parent's items.
+    let (requests, blocks) = look(&mut (0..12).map(|i| i * 2_000 % 5_999));
+    assert!(blocks <= requests + 2, "jumping: {blocks} blocks in {requests} requests");
+}

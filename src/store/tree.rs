@@ -27,6 +27,8 @@ pub trait NodeStore: Sync {
     fn volume(&self) -> Uuid;
     /// The proven, decoded node at `ptr`, which must be at `level`; perhaps from a cache.
     fn read_node(&self, level: u8, ptr: &BlockPtr) -> Result<Arc<CachedNode>, StoreError>;
+    /// Leaf `i` of these children of the node at `parent` is read next: a store may read what follows with it.
+    fn will_read_leaf(&self, _parent: Addr, _children: &[(Key, BlockPtr)], _i: usize) {}
 }
 
 /// What changing a tree needs beside reading.
@@ -74,6 +76,9 @@ pub fn leaf_of(store: &dyn NodeStore, top: Top, key: Key) -> Result<Option<Arc<C
             Node::Inner(children) => {
                 let Some(i) = children.partition_point(|child| child.0 <= key).checked_sub(1) else { return Ok(None) };
                 upper = children.get(i + 1).map(|next| next.0).or(upper);
+                if level == 1 {
+                    store.will_read_leaf(ptr.addr, children, i);
+                }
                 (lower, ptr) = children[i];
                 level -= 1;
             }
@@ -127,6 +132,7 @@ pub struct Cursor<'a> {
 /// A node of the path and what of it comes next.
 struct Step {
     node: Arc<CachedNode>,
+    addr: Addr,
     level: u8,
     next: usize,
     upper: Option<Key>,
@@ -175,6 +181,9 @@ impl<'a> Cursor<'a> {
                         return Ok(None);
                     }
                     let upper = children.get(i + 1).map(|next| next.0).or(parent_upper);
+                    if level == 1 {
+                        self.store.will_read_leaf(step.addr, children, i);
+                    }
                     self.descend(level - 1, &ptr, lower, upper)?;
                 }
                 _ => {
@@ -196,7 +205,7 @@ impl<'a> Cursor<'a> {
             Node::Leaf(items) => items.partition_point(|item| item.0 < self.from),
             Node::Inner(children) => children.partition_point(|child| child.0 <= self.from).saturating_sub(1),
         };
-        self.path.push(Step { node, level, next, upper });
+        self.path.push(Step { node, addr: ptr.addr, level, next, upper });
         Ok(())
     }
 }
