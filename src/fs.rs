@@ -16,6 +16,7 @@
 //! | `lock` `cache` `change` | exclusion, inodes in memory, the skeleton |
 //! | `names` `make` `remove` `rename` | directories |
 //! | `attributes` `file` `allocate` | inodes and bytes |
+//! | `privileges` | what such a change takes from a file |
 //! | `xattr` `acl` | extended attributes |
 //! | `reclaim` | content of inodes without a name |
 
@@ -32,6 +33,7 @@ mod make;
 #[cfg(test)]
 pub(crate) mod memory;
 mod names;
+mod privileges;
 mod reclaim;
 mod remove;
 mod rename;
@@ -41,6 +43,7 @@ mod xattr;
 
 pub use acl::{ACL_ACCESS, ACL_DEFAULT};
 pub use error::FsError;
+pub use privileges::ModeTold;
 pub use rename::{RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT};
 pub use xattr::{XATTR_CREATE, XATTR_REPLACE};
 
@@ -78,6 +81,8 @@ pub struct Caller {
     pub gid: u32,
     /// Mode bits that a new file does not get, unless its directory has a default ACL.
     pub umask: u32,
+    /// Root without CAP_FSETID: files that he changes lose their set-id bits.
+    pub lacks_fsetid: bool,
 }
 
 /// Attributes of an inode, as stat(2) shows them.
@@ -137,8 +142,6 @@ pub struct SetAttr {
     pub mtime: Option<TimeOrNow>,
     /// Last change of attributes; otherwise now.
     pub ctime: Option<Time>,
-    /// Clear suid and sgid as a truncate by somebody without CAP_FSETID does.
-    pub kill_privileges: bool,
 }
 
 /// An entry of a listing.
@@ -211,6 +214,7 @@ pub struct Filesystem {
     atimes: Mutex<Vec<Arc<Entry>>>,
     /// Inodes whose fsync failed, and how (invariant 5: it keeps failing).
     sync_failed: Arc<Mutex<HashMap<u64, String>>>,
+    mode_told: Mutex<Option<ModeTold>>,
 }
 
 /// Most inodes remembered one by one as failed; the next one makes every fsync fail.
@@ -233,6 +237,7 @@ impl Filesystem {
             ended: cache::EndedInodes::default(),
             atimes: Mutex::default(),
             sync_failed: Arc::default(),
+            mode_told: Mutex::default(),
         };
         filesystem.directory(ROOT_INO)?;
         Ok(filesystem)

@@ -17,7 +17,7 @@ pub mod lanes;
 mod times;
 
 use crate::error::errno;
-use crate::fs::{Attr, Caller, DirEntry, Filesystem, FsError, SetAttr, StatFs};
+use crate::fs::{Attr, Caller, DirEntry, Filesystem, FsError, ModeTold, SetAttr, StatFs};
 
 /// An errno of Linux.
 pub type Errno = i32;
@@ -44,6 +44,8 @@ pub struct WriteKind {
 
 /// One method per request of the kernel. Names are bytes, inodes and handles numbers.
 pub trait Requests: Send + Sync + 'static {
+    /// From now on tell the kernel by this of modes that changed and are in no answer.
+    fn tell_of_modes(&self, tell: ModeTold);
     /// LOOKUP, also of `.` and `..`.
     fn lookup(&self, parent: u64, name: &[u8]) -> Result<Attr, Errno>;
     /// GETATTR.
@@ -91,11 +93,11 @@ pub trait Requests: Send + Sync + 'static {
     /// REMOVEXATTR.
     fn removexattr(&self, ino: u64, name: &[u8], caller: &Caller) -> Result<(), Errno>;
     /// FALLOCATE.
-    fn fallocate(&self, ino: u64, offset: u64, length: u64, mode: i32) -> Result<(), Errno>;
+    fn fallocate(&self, ino: u64, offset: u64, length: u64, mode: i32, caller: &Caller) -> Result<(), Errno>;
     /// LSEEK with SEEK_DATA or SEEK_HOLE.
     fn lseek(&self, ino: u64, offset: i64, whence: i32) -> Result<u64, Errno>;
     /// COPY_FILE_RANGE; bytes copied.
-    fn copy_file_range(&self, from: (u64, u64), to: (u64, u64), length: u64) -> Result<u64, Errno>;
+    fn copy_file_range(&self, from: (u64, u64), to: (u64, u64), length: u64, caller: &Caller) -> Result<u64, Errno>;
 }
 
 fn code<T>(outcome: Result<T, FsError>) -> Result<T, Errno> {
@@ -103,6 +105,9 @@ fn code<T>(outcome: Result<T, FsError>) -> Result<T, Errno> {
 }
 
 impl Requests for Filesystem {
+    fn tell_of_modes(&self, tell: ModeTold) {
+        self.tell_of_modes(tell);
+    }
     fn lookup(&self, parent: u64, name: &[u8]) -> Result<Attr, Errno> {
         code(self.lookup(parent, name))
     }
@@ -172,13 +177,13 @@ impl Requests for Filesystem {
     fn removexattr(&self, ino: u64, name: &[u8], _caller: &Caller) -> Result<(), Errno> {
         code(self.removexattr(ino, name))
     }
-    fn fallocate(&self, ino: u64, offset: u64, length: u64, mode: i32) -> Result<(), Errno> {
-        code(self.fallocate(ino, offset, length, mode))
+    fn fallocate(&self, ino: u64, offset: u64, length: u64, mode: i32, caller: &Caller) -> Result<(), Errno> {
+        code(self.fallocate_by(ino, offset, length, mode, caller))
     }
     fn lseek(&self, ino: u64, offset: i64, whence: i32) -> Result<u64, Errno> {
         code(self.lseek(ino, offset, whence))
     }
-    fn copy_file_range(&self, from: (u64, u64), to: (u64, u64), length: u64) -> Result<u64, Errno> {
-        code(self.copy_file_range(from.0, from.1, to.0, to.1, length))
+    fn copy_file_range(&self, from: (u64, u64), to: (u64, u64), length: u64, caller: &Caller) -> Result<u64, Errno> {
+        code(self.copy_file_range_by(from, to, length, caller))
     }
 }

@@ -58,7 +58,7 @@ fn content(len: usize) -> Vec<u8> {
     out
 }
 
-const CALLER: Caller = Caller { uid: 1000, gid: 100, umask: 0o022 };
+const CALLER: Caller = Caller { uid: 1000, gid: 100, umask: 0o022, lacks_fsetid: false };
 
 /// Name in the root directory and length of each file.
 fn files() -> Vec<(String, usize)> {

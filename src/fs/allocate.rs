@@ -11,7 +11,7 @@
 use super::cache::Entry;
 use super::change::touch;
 use super::lock::{Held, LockKey, Mode};
-use super::{Filesystem, FsError};
+use super::{Caller, Filesystem, FsError};
 use crate::disk::buffer::Slice;
 use crate::format::item::EXTENT_BLOCKS_MAX;
 use crate::format::{BLOCK, FILE_SIZE_MAX};
@@ -27,8 +27,13 @@ const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
 const ZERO_KEEP_SIZE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
 impl Filesystem {
-    /// Reserve, punch or zero `length` bytes at `offset`. `mode`: `FALLOC_FL_*`.
+    /// Reserve, punch or zero `length` bytes at `offset` for root. `mode`: `FALLOC_FL_*`.
     pub fn fallocate(&self, ino: u64, offset: u64, length: u64, mode: i32) -> Result<(), FsError> {
+        self.fallocate_by(ino, offset, length, mode, &Caller::default())
+    }
+
+    /// As [`Filesystem::fallocate`], for `caller`.
+    pub fn fallocate_by(&self, ino: u64, offset: u64, length: u64, mode: i32, caller: &Caller) -> Result<(), FsError> {
         if !matches!(mode, ALLOCATE | KEEP_SIZE | PUNCH | ZERO | ZERO_KEEP_SIZE) {
             return Err(FsError::Unsupported);
         }
@@ -36,15 +41,16 @@ impl Filesystem {
         if length == 0 {
             return Err(FsError::Invalid);
         }
-        self.with_room(|| self.fallocate_held(ino, offset, end, mode))
+        self.with_room(|| self.fallocate_held(ino, (offset, end), mode, caller))
     }
 
-    fn fallocate_held(&self, ino: u64, offset: u64, end: u64, mode: i32) -> Result<(), FsError> {
+    fn fallocate_held(&self, ino: u64, (offset, end): (u64, u64), mode: i32, caller: &Caller) -> Result<(), FsError> {
         let held = self.locks.acquire(&[(LockKey::Inode(ino), Mode::Exclusive)]);
         let (entry, inode) = self.load(ino)?;
         if !inode.is_file() {
             return Err(if inode.is_dir() { FsError::IsDirectory } else { FsError::NotFile });
         }
+        self.take_privileges(&held, &entry, &inode, caller)?;
         let outcome = match mode {
             PUNCH => self.punch_range(&held, &entry, inode.size, offset, end),
             ALLOCATE | KEEP_SIZE => self.allocate(&held, &entry, (inode.size, mode == KEEP_SIZE), offset, end),

@@ -5,13 +5,15 @@
 //! of the last block: whoever makes a file longer zeroes the gap. A chmod keeps the ACL's mask in step (trap 18).
 //! *Assumes*: the kernel has checked permissions. *Fails when*: [`FsError::Invalid`] for impossible times or sizes
 //! of what has no size, [`FsError::FileTooLarge`]. *Order*: the inode exclusively.
-//! *Not here*: data that is written (`file`).
+//! *Not here*: data that is written (`file`); what is taken from a
+//! file along with that (`privileges`).
 
 use super::acl::Acl;
 use super::cache::Entry;
 use super::change::Change;
 use super::lock::{Held, LockKey, Mode};
-use super::{ACL_ACCESS, Attr, Caller, Filesystem, FsError, S_IFMT, S_ISGID, S_ISUID, SetAttr, TimeOrNow};
+use super::privileges::{Taken, take_set_id};
+use super::{ACL_ACCESS, Attr, Caller, Filesystem, FsError, S_IFMT, SetAttr, TimeOrNow};
 use crate::disk::buffer::Slice;
 use crate::format::item::Time;
 use crate::format::{BLOCK, FILE_SIZE_MAX, Inode};
@@ -35,13 +37,11 @@ struct Cut {
 impl Filesystem {
     /// Change attributes of `ino`; its change time also if nothing else (`chown` to -1 and -1).
     pub fn setattr(&self, ino: u64, caller: &Caller, change: &SetAttr) -> Result<Attr, FsError> {
-        // A truncate by an ordinary user takes suid and sgid away, whoever owns the file.
-        let kills = change.kill_privileges || (change.size.is_some() && caller.uid != 0);
-        let change = SetAttr { kill_privileges: kills, ..change.clone() };
-        self.with_room(|| self.watch(ino, "changing", self.set(ino, &change)))
+        self.with_room(|| self.watch(ino, "changing", self.set(ino, caller, change).map(|(attr, _)| attr)))
     }
 
-    fn set(&self, ino: u64, wanted: &SetAttr) -> Result<Attr, FsError> {
+    /// Also gives whether set-id bits were taken.
+    fn set(&self, ino: u64, caller: &Caller, wanted: &SetAttr) -> Result<(Attr, bool), FsError> {
         for time in [wanted.atime, wanted.mtime].into_iter().flatten() {
             if let TimeOrNow::Time(time) = time {
                 check_time(time)?;
@@ -58,9 +58,10 @@ impl Filesystem {
         if let (Some(mode), true) = (wanted.mode, facts.access_acl) {
             xattrs = self.acl_after_chmod(ino, mode)?;
         }
-        let owner_changes = wanted.uid.is_some() || wanted.gid.is_some();
-        if facts.capability && (owner_changes || wanted.size.is_some()) {
-            xattrs.delete = self.capability_keys(ino)?;
+        let may_write = entry.state.lock().writers > 0;
+        let taken = Taken::by(wanted, caller, &inode, may_write)?;
+        if taken.capability {
+            xattrs.delete = self.capability_to_take(&entry)?;
         }
         let mut cut = Cut::default();
         match wanted.size {
@@ -77,7 +78,7 @@ impl Filesystem {
             may_use_reserve: wanted.size.is_none_or(|size| size <= inode.size),
         };
         let now = self.store.now();
-        let inode = self.change(&held, need, &[&entry], |change| {
+        let (inode, took) = self.change(&held, need, &[&entry], |change| {
             xattrs.apply(change, ino);
             if let Some(size) = wanted.size {
                 apply_cut(change, ino, size, &cut);
@@ -88,16 +89,19 @@ impl Filesystem {
                 None => state.mtime_set.filter(|_| wanted.size.is_none()),
             };
             let inode = change.inode(ino)?;
+            let took = taken.set_id && take_set_id(inode);
             apply(inode, wanted, now);
-            Ok(inode.clone())
+            Ok((inode.clone(), took))
         })?;
-        Ok(self.attr_after(ino, &inode))
+        Ok((self.attr_after(ino, &inode), took))
     }
 
     /// Cut `ino` to nothing; for `O_TRUNC`.
     pub(super) fn truncate(&self, ino: u64, caller: &Caller) -> Result<(), FsError> {
-        // The kernel leaves suid and sgid to us here, as with any truncate.
-        self.set(ino, &SetAttr { size: Some(0), kill_privileges: caller.uid != 0, ..SetAttr::default() })?;
+        let (_, took) = self.set(ino, caller, &SetAttr { size: Some(0), ..SetAttr::default() })?;
+        if took {
+            self.mode_taken(ino);
+        }
         Ok(())
     }
 
@@ -238,14 +242,6 @@ fn apply_cut(change: &mut Change, ino: u64, size: u64, cut: &Cut) {
     change.resize(ino, size, cut.tail.clone());
 }
 
-/// What a change of owner or content by an ordinary user takes away.
-pub(super) fn drop_privileges(inode: &mut Inode) {
-    inode.mode &= !S_ISUID;
-    if inode.mode & 0o010 != 0 {
-        inode.mode &= !S_ISGID;
-    }
-}
-
 fn apply(inode: &mut Inode, wanted: &SetAttr, now: Time) {
     let moment = |time: TimeOrNow| match time {
         TimeOrNow::Time(time) => time,
@@ -255,10 +251,6 @@ fn apply(inode: &mut Inode, wanted: &SetAttr, now: Time) {
     if let Some(size) = wanted.size {
         inode.size = size;
         inode.mtime = now;
-    }
-    let owner_changes = wanted.uid.is_some() || wanted.gid.is_some();
-    if wanted.kill_privileges || (owner_changes && !inode.is_dir() && wanted.mode.is_none()) {
-        drop_privileges(inode);
     }
     if let Some(mode) = wanted.mode {
         inode.mode = inode.mode & S_IFMT | mode & 0o7777;

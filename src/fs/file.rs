@@ -8,9 +8,10 @@
 //! *Order*: the inode shared for reading, exclusively for writing; pages are merged with what is there before the
 //! transaction begins (trap 9). *Not here*: where the bytes go (`store`).
 
-use super::attributes::{XattrChange, drop_privileges};
+use super::attributes::XattrChange;
 use super::cache::{Entry, State};
 use super::lock::{Held, LockKey, Mode};
+use super::privileges::take_set_id;
 use super::xattr::SYMLINK_TARGET;
 use super::{Caller, Filesystem, FsError, PIECE, S_IFLNK, S_IFMT};
 use crate::disk::buffer::Slice;
@@ -203,8 +204,8 @@ impl Filesystem {
     ) -> Result<(), FsError> {
         let ino = entry.ino;
         let mut xattrs = XattrChange::default();
-        if !how.from_cache && self.facts(entry)?.capability {
-            xattrs.delete = self.capability_keys(ino)?;
+        if !how.from_cache {
+            xattrs.delete = self.capability_to_take(entry)?;
         }
         let mut pages = gap;
         pages.extend(self.store.prepare_pages(ino, offset, data)?);
@@ -213,7 +214,7 @@ impl Filesystem {
         // What fallocate set aside must take its data, also where nothing is free (the gap's page is backed anyway).
         let blocks = offset / BLOCK as u64..(offset + data.len() as u64).div_ceil(BLOCK as u64);
         let transaction = self.store.begin_write(need, ino, blocks)?;
-        self.join(held, transaction, &[entry], |change| {
+        let took = self.join(held, transaction, &[entry], |change| {
             xattrs.apply(change, ino);
             let state = change.state(ino);
             state.mtime_set = state.mtime_set.filter(|set| how.from_cache && is_late(*set, now));
@@ -226,12 +227,14 @@ impl Filesystem {
                 inode.mtime = now;
                 inode.ctime = now;
             }
-            if how.kill_privileges {
-                drop_privileges(inode);
-            }
+            let took = how.kill_privileges && take_set_id(inode);
             change.write_pages(ino, pages.clone(), size_before);
-            Ok(())
-        })
+            Ok(took)
+        })?;
+        if took {
+            self.mode_taken(ino);
+        }
+        Ok(())
     }
 
     /// Next data or hole at or after `offset`. `whence`: `SEEK_DATA` or `SEEK_HOLE`.
@@ -260,7 +263,7 @@ impl Filesystem {
         }
     }
 
-    /// Copy up to `len` bytes, at most 8 MiB a call; gives the bytes copied, 0 at the end of the source.
+    /// Copy for root up to `len` bytes, at most 8 MiB a call; gives the bytes copied, 0 at the end of the source.
     pub fn copy_file_range(
         &self,
         ino_in: u64,
@@ -269,10 +272,28 @@ impl Filesystem {
         off_out: u64,
         len: u64,
     ) -> Result<u64, FsError> {
-        self.with_room(|| self.copy((ino_in, off_in), (ino_out, off_out), len))
+        self.copy_file_range_by((ino_in, off_in), (ino_out, off_out), len, &Caller::default())
     }
 
-    fn copy(&self, (ino_in, off_in): (u64, u64), (ino_out, off_out): (u64, u64), len: u64) -> Result<u64, FsError> {
+    /// As [`Filesystem::copy_file_range`], for `caller`; each end is an inode and an offset.
+    pub fn copy_file_range_by(
+        &self,
+        from: (u64, u64),
+        to: (u64, u64),
+        len: u64,
+        caller: &Caller,
+    ) -> Result<u64, FsError> {
+        let how = How { kill_privileges: caller.takes_set_id(), from_cache: false };
+        self.with_room(|| self.copy(from, to, len, how))
+    }
+
+    fn copy(
+        &self,
+        (ino_in, off_in): (u64, u64),
+        (ino_out, off_out): (u64, u64),
+        len: u64,
+        how: How,
+    ) -> Result<u64, FsError> {
         let held =
             self.locks.acquire(&[(LockKey::Inode(ino_in), Mode::Shared), (LockKey::Inode(ino_out), Mode::Exclusive)]);
         let (source, inode) = self.load_file(ino_in)?;
@@ -285,7 +306,6 @@ impl Filesystem {
         let len = len.min(COPY_MAX);
         let mut done = 0;
         let mut buffer = vec![0; len.min(PIECE as u64) as usize];
-        let how = How { kill_privileges: false, from_cache: false };
         while done < len {
             let size = target_inode.size.max(if done > 0 { off_out + done } else { 0 });
             let piece = &mut buffer[..(len - done).min(PIECE as u64) as usize];

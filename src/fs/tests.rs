@@ -22,7 +22,7 @@ mod room;
 mod scenarios;
 
 /// A caller with no umask.
-pub(super) const USER: Caller = Caller { uid: 1000, gid: 100, umask: 0 };
+pub(super) const USER: Caller = Caller { uid: 1000, gid: 100, umask: 0, lacks_fsetid: false };
 
 /// A store to run on: a map, or the real one on two simulated disks.
 pub(super) struct Rig {

@@ -33,6 +33,8 @@ const BACKGROUND_MAX: u16 = 64;
 /// A mount that is being served.
 pub struct Session {
     inner: fuser::BackgroundSession,
+    /// Lent to whoever serves: it keeps the device open.
+    _notifier: Arc<fuser::Notifier>,
     stopped: Arc<AtomicBool>,
 }
 
@@ -51,7 +53,7 @@ impl Session {
         let stopped = Arc::new(AtomicBool::new(false));
         let mut open_flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
         open_flags.set(FopenFlags::FOPEN_NOFLUSH, !options.writeback);
-        let core = Arc::new(Core { requests, stopped: stopped.clone(), open_flags });
+        let core = Arc::new(Core { requests: requests.clone(), stopped: stopped.clone(), open_flags });
         let adapter =
             Adapter { core, lanes: Lanes::start(options.threads)?, writeback: options.writeback, on_end: Some(on_end) };
         let mut config = Config::default();
@@ -60,7 +62,17 @@ impl Session {
         config.clone_fd =
             rustix::fs::access("/dev/fuse", rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK).is_ok();
         let session = fuser::Session::from_fd(adapter, descriptor, SessionACL::All, config)?;
-        Ok(Session { inner: session.spawn()?, stopped })
+        let notifier = Arc::new(session.notifier());
+        let lent = Arc::downgrade(&notifier);
+        requests.tell_of_modes(Box::new(move |ino| {
+            // Attributes alone, at no offset: this waits for nobody, also while the kernel waits for our answer.
+            if let Some(notifier) = lent.upgrade()
+                && let Err(error) = notifier.inval_inode(INodeNo(ino), -1, 0)
+            {
+                log::debug!("the kernel did not take the news of the mode of inode {ino}: {error}");
+            }
+        }));
+        Ok(Session { inner: session.spawn()?, _notifier: notifier, stopped })
     }
 
     /// Answer every request from now on with ENOTCONN.
@@ -179,8 +191,9 @@ impl Adapter {
     }
 }
 
-/// What we ask of the kernel. Never with fuser 0.18: SETXATTR_EXT (panics), HANDLE_KILLPRIV_V2 (leaves suid bits),
-/// SECURITY_CTX, CREATE_SUPP_GROUP, ALLOW_IDMAP, REQUEST_TIMEOUT (accepted, not implemented).
+/// What we ask of the kernel. HANDLE_KILLPRIV_V2: set-id bits and file capabilities are taken by us (`fs::privileges`), and
+/// the kernel need not ask for them before each write; fuser 0.18 hides the bit from us in SETATTR, OPEN and CREATE, so that
+/// we go by who asks (`words::looked_up`). Never with fuser 0.18: SETXATTR_EXT (panics), SECURITY_CTX, CREATE_SUPP_GROUP, ALLOW_IDMAP, REQUEST_TIMEOUT (accepted, not implemented).
 fn capabilities(writeback: bool) -> InitFlags {
     let mut wanted = InitFlags::FUSE_PARALLEL_DIROPS
         | InitFlags::FUSE_DO_READDIRPLUS
@@ -191,6 +204,7 @@ fn capabilities(writeback: bool) -> InitFlags {
         | InitFlags::FUSE_EXPLICIT_INVAL_DATA
         | InitFlags::FUSE_EXPORT_SUPPORT
         | InitFlags::FUSE_DONT_MASK
+        | InitFlags::FUSE_HANDLE_KILLPRIV_V2
         | InitFlags::FUSE_POSIX_ACL;
     wanted.set(InitFlags::FUSE_WRITEBACK_CACHE, writeback);
     wanted

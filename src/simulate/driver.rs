@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Who does everything.
-pub const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
+pub const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0, lacks_fsetid: false };
 /// Operations between two comparisons of everything.
 const COMPARE_EVERY: usize = 16;
 

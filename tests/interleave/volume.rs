@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Who does everything.
-pub const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
+pub const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0, lacks_fsetid: false };
 
 /// A mounted volume.
 pub struct Volume {

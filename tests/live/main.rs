@@ -13,6 +13,7 @@ mod drill;
 mod everyday;
 mod files;
 mod heavy;
+mod privileges;
 mod refuse;
 mod rot;
 mod service;

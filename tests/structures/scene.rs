@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-pub const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
+pub const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0, lacks_fsetid: false };
 pub const XATTR: &[u8] = b"user.long";
 
 /// What a name stands for.

@@ -21,6 +21,7 @@ mod bytes;
 mod failures;
 mod names;
 mod power;
+mod privileges;
 mod times;
 
 const BLOCK_U64: u64 = BLOCK as u64;

@@ -5,7 +5,7 @@
 
 use super::words::{
     Added, answer_attr, answer_empty, answer_entry, answer_xattr, bytes, caller, entry, groups_of, kind_of, list,
-    moment, nothing, plus, shown,
+    looked_up, moment, nothing, plus, shown,
 };
 use super::{Adapter, BACKGROUND_MAX, Matter, TRUST, capabilities};
 use crate::fs::{ACL_ACCESS, SetAttr};
@@ -74,7 +74,7 @@ impl fuser::Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let who = caller(request, 0);
+        let (mut who, process) = (caller(request, 0), request.pid());
         let change = SetAttr {
             mode,
             uid,
@@ -83,9 +83,14 @@ impl fuser::Filesystem for Adapter {
             atime: atime.map(moment),
             mtime: mtime.map(moment),
             ctime: ctime.map(times::received),
-            ..SetAttr::default()
         };
-        self.names(reply, move |to| shown(&to.setattr(ino.0, &who, &change)?), answer_attr);
+        let work = move |to: &dyn Requests| {
+            if change.size.is_some() || change.sets_nothing() {
+                who = looked_up(to, ino.0, who, process);
+            }
+            shown(&to.setattr(ino.0, &who, &change)?)
+        };
+        self.names(reply, work, answer_attr);
     }
 
     fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -150,7 +155,9 @@ impl fuser::Filesystem for Adapter {
         let (who, open_flags) = (caller(request, 0), self.core.open_flags);
         let answer = move |reply: ReplyOpen, handle| reply.opened(FileHandle(handle), open_flags);
         if flags.0 & libc::O_TRUNC != 0 {
-            self.data(reply, move |to| to.open(ino.0, flags.0, &who), answer);
+            let process = request.pid();
+            let work = move |to: &dyn Requests| to.open(ino.0, flags.0, &looked_up(to, ino.0, who, process));
+            self.data(reply, work, answer);
         } else {
             self.now(reply, |to| to.open(ino.0, flags.0, &who), answer);
         }
@@ -381,7 +388,7 @@ impl fuser::Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _handle: FileHandle,
         offset: u64,
@@ -389,7 +396,8 @@ impl fuser::Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.data(reply, move |to| to.fallocate(ino.0, offset, length, mode), answer_empty);
+        let who = caller(request, 0);
+        self.data(reply, move |to| to.fallocate(ino.0, offset, length, mode, &who), answer_empty);
     }
 
     fn lseek(
@@ -408,7 +416,7 @@ impl fuser::Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _request: &Request,
+        request: &Request,
         ino_in: INodeNo,
         _handle_in: FileHandle,
         offset_in: u64,
@@ -419,7 +427,8 @@ impl fuser::Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let work = move |to: &dyn Requests| to.copy_file_range((ino_in.0, offset_in), (ino_out.0, offset_out), length);
+        let (from, target, who) = ((ino_in.0, offset_in), (ino_out.0, offset_out), caller(request, 0));
+        let work = move |to: &dyn Requests| to.copy_file_range(from, target, length, &who);
         self.data(reply, work, |reply, copied| reply.written(u32::try_from(copied).unwrap_or(u32::MAX)));
     }
 }

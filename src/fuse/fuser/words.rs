@@ -75,7 +75,23 @@ pub(super) fn nothing() -> (FileAttr, Generation) {
 }
 
 pub(super) fn caller(request: &Request, umask: u32) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid(), umask }
+    Caller { uid: request.uid(), gid: request.gid(), umask, lacks_fsetid: false }
+}
+
+/// `who`, of whom the kernel knows whether he has CAP_FSETID, and the library does not tell: of root it is looked up, where
+/// `ino` has set-id bits. Who cannot be seen (another namespace) has it not.
+pub(super) fn looked_up(to: &dyn Requests, ino: u64, who: Caller, process: u32) -> Caller {
+    const SET_ID: u32 = libc::S_ISUID | libc::S_ISGID;
+    let lacks_fsetid = || to.getattr(ino).is_ok_and(|attr| attr.mode & SET_ID != 0) && !has_fsetid(process);
+    Caller { lacks_fsetid: who.uid == 0 && lacks_fsetid(), ..who }
+}
+
+/// Whether `process` has CAP_FSETID.
+fn has_fsetid(process: u32) -> bool {
+    const CAP_FSETID: u32 = 4;
+    let text = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap_or_default();
+    u64::from_str_radix(line.trim(), 16).is_ok_and(|set| set >> CAP_FSETID & 1 == 1)
 }
 
 /// Supplementary groups of a process, as the kernel shows them; none if it cannot be seen (another namespace).
@@ -234,7 +250,7 @@ mod tests {
     fn a_name_whose_inode_is_damaged_is_listed_and_one_that_has_gone_is_not() {
         let (store, filesystem) = filesystem();
         let make = |name: &[u8]| {
-            let who = Caller { uid: 0, gid: 0, umask: 0 };
+            let who = Caller { uid: 0, gid: 0, umask: 0, lacks_fsetid: false };
             Filesystem::mkdir(&filesystem, ROOT_INO, name, 0o755, &who).unwrap().ino
         };
         let damaged = make(b"damaged");

@@ -33,7 +33,7 @@ use std::time::Duration;
 /// Deadline of a request; simulated disks answer at once.
 pub const DEADLINE: Duration = Duration::from_millis(50);
 /// Who makes everything.
-pub const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0o022 };
+pub const CALLER: Caller = Caller { uid: 0, gid: 0, umask: 0o022, lacks_fsetid: false };
 
 /// Disks to be damaged.
 #[derive(Clone)]
