@@ -578,7 +578,7 @@ fn leaves_are_read_ahead_only_where_they_follow_each_other() {
     rig.crash(CrashPlan::DropAll);
     let asked = Arc::new(Mutex::new((0, 0)));
     let count = Arc::clone(&asked);
-    let mut look = |order: &mut dyn Iterator<Item = u64>| {
+    let look = |order: &mut dyn Iterator<Item = u64>| {
         let (store, _) = rig.open(false).unwrap();
         *asked.lock() = (0, 0);
         let count = Arc::clone(&count);
