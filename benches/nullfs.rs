@@ -173,6 +173,7 @@ impl Filesystem for NullFs {
             | InitFlags::FUSE_ATOMIC_O_TRUNC
             | InitFlags::FUSE_CACHE_SYMLINKS
             | InitFlags::FUSE_EXPLICIT_INVAL_DATA
+            | InitFlags::FUSE_HANDLE_KILLPRIV_V2
             | InitFlags::FUSE_POSIX_ACL;
         let _ = config.add_capabilities(wanted); // without them it is slower
         let _ = config.set_max_background(64);
