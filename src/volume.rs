@@ -277,9 +277,7 @@ pub(crate) fn open_store(
         let here: Vec<_> = present.iter().map(|p| p.found.label.replica).collect();
         seen.check(&choice.root, &here)?;
     }
-    if open.degraded {
-        recover::refuse_blind(&present, &choice)?;
-    }
+    recover::refuse_blind(&present, &choice)?;
     let (store, mut report) = recover::open(present, open, world)?;
     if seen.is_some_and(|seen| seen.is_apart(&choice.root)) {
         store.begin_apart();

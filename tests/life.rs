@@ -117,6 +117,26 @@ fn a_root_that_was_never_acknowledged_is_no_second_history() {
     });
 }
 
+/// The same where the disk that is ahead is there, cannot read that root, and fails in recovery.
+#[test]
+fn a_disk_that_fails_in_recovery_is_behind_and_no_second_history() {
+    ahead_on_one_disk(|at, mut bench| {
+        let all: Vec<_> = (0..ROOT_SLOTS).map(Root::addr).collect();
+        bench.disks[0].faults(|faults| {
+            faults.unreadable.extend(all.iter());
+            faults.unwritable.extend(all.iter());
+        });
+        drop(bench.open(&[0, 1], false).unwrap_or_else(|error| panic!("cut {at}, unreadable: {error}")));
+        bench.disks[0].faults(|faults| {
+            faults.unreadable.clear();
+            faults.unwritable.clear();
+        });
+        let (store, report) = bench.open(&[0, 1], false).unwrap_or_else(|error| panic!("cut {at}: {error}"));
+        assert_eq!(report.behind.len(), 1, "cut {at}: {:?}", report.behind);
+        clean(&store).unwrap();
+    });
+}
+
 /// What a power cut left of a root in a slot that was never used makes recovery skip versions. A root that it could not
 /// finish on both disks is no second history either.
 #[test]

@@ -50,7 +50,11 @@ impl Store {
             return;
         }
         let sums: Vec<u64> = run.iter().map(|ptr| ptr.sum).collect();
-        let Ok(blocks) = self.mirror.read(first, &sums) else { return };
+        let Ok(blocks) = self.mirror.read(first, &sums) else {
+            // One of them is lost: below this parent each is read alone, or the lost one would be asked for again and again.
+            self.ahead.lock().leaves = 0;
+            return;
+        };
         for (ptr, block) in run.into_iter().zip(blocks.chunks_exact(BLOCK)) {
             self.remember(ptr, block.to_vec(), 0);
         }

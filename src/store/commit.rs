@@ -79,6 +79,8 @@ pub struct RootState {
     pub generation: u64,
     /// The next root begins a new epoch (degraded mount).
     pub fork_next: bool,
+    /// No root was written yet: a replica that goes out now may hold one root more, as one that is missing may.
+    pub recovering: bool,
     /// Slots in which something stands that proves nothing on a replica, to be put in order by recovery.
     pub damaged: [bool; crate::format::geometry::ROOT_SLOTS],
     /// Told before anything is acknowledged with fewer replicas.

@@ -62,7 +62,9 @@ impl Store {
             let members = self.mirror.members();
             // A replica that is missing may hold one root more, which was being written when the power failed and was
             // never acknowledged. Its version is left free, so that it lies on our chain and is no second history.
-            root.version = state.version_max + 1 + u64::from(state.fork_next);
+            let called = root.members.iter().filter(|member| member.state == MemberState::InSync).count();
+            let left_behind = state.recovering && members.count() < called;
+            root.version = state.version_max + 1 + u64::from(state.fork_next || left_behind);
             state.version_max = root.version;
             root.time_ns = self.world.now_ns().max(0) as u64;
             self.name_members(&mut root, state, members.in_sync);
@@ -84,6 +86,7 @@ impl Store {
             state.newest_slot = slot;
             state.generation = members.generation;
             if self.mirror.members().generation == members.generation {
+                state.recovering = false;
                 return Ok(());
             }
         }
@@ -180,7 +183,17 @@ impl RootState {
     pub fn new(root: Root, newest_slot: usize, slots: [Option<u64>; ROOT_SLOTS]) -> RootState {
         let version_max = slots.iter().flatten().copied().max().unwrap_or(0).max(root.version);
         let damaged = [false; ROOT_SLOTS];
-        RootState { root, newest_slot, slots, version_max, generation: 0, fork_next: false, damaged, on_shrink: None }
+        RootState {
+            root,
+            newest_slot,
+            slots,
+            version_max,
+            generation: 0,
+            fork_next: false,
+            recovering: true,
+            damaged,
+            on_shrink: None,
+        }
     }
 
     /// A root that cannot be read now may have had one of the next versions: it must never be taken for one of those to

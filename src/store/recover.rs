@@ -343,12 +343,12 @@ pub fn open(present: Vec<Present>, options: OpenStore, world: Arc<dyn World>) ->
     finish(label, mirror, choice, options, world, report)
 }
 
-/// A replica that is mounted without its twin and cannot read a root slot cannot know that no newer root stands there.
+/// A replica that alone is in sync and cannot read a root slot cannot know that no newer root stands there.
 pub(crate) fn refuse_blind(present: &[Present], choice: &Choice) -> Result<(), StoreError> {
     let mut alone = choice.members.iter().filter_map(|(index, in_sync)| index.filter(|_| *in_sync));
     let (Some(index), None) = (alone.next(), alone.next()) else { return Ok(()) };
     let replica = &present[index];
-    if choice.missing == 0 || replica.found.unreadable.is_empty() {
+    if replica.found.unreadable.is_empty() {
         return Ok(());
     }
     Err(StoreError::Refused(format!(

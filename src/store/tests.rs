@@ -452,6 +452,25 @@ fn a_root_slot_that_cannot_be_read_rolls_nothing_back_in_silence() {
     assert_eq!(byte_at(&store, 32, 0), 32);
 }
 
+/// The same where the other replica is out, so that nobody is missing: what it has is older.
+#[test]
+fn a_root_slot_that_cannot_be_read_is_not_passed_over_while_the_twin_is_out() {
+    let mut rig = Rig::new(41, 2);
+    let second = rig.disks.pop().unwrap();
+    drop(rig.open(true).unwrap());
+    let (store, _) = rig.open(false).unwrap();
+    write(&store, 30, 0, 1, 30).unwrap();
+    store.commit(Force::Always).unwrap();
+    let (slot, _) = store.newest_root();
+    drop(store);
+    unreadable(&rig.disks[0], crate::format::Root::addr(slot));
+    for both in [false, true] {
+        rig.disks.extend(both.then(|| second.clone()));
+        let refused = rig.open(true).err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(refused.contains("cannot be read") && refused.contains("fsck -y"), "{both}: {refused}");
+    }
+}
+
 #[test]
 fn a_log_thread_that_dies_leaves_nobody_waiting() {
     use std::sync::mpsc::channel;
@@ -574,11 +593,17 @@ fn leaves_are_read_ahead_only_where_they_follow_each_other() {
         }
     }
     store.commit(Force::Clean).unwrap();
+    let mut leaves = Vec::new();
+    let walked = tree::walk(&store, store.newest_root().1.tree, &mut |level, ptr, _| {
+        leaves.extend((level == 0).then_some(ptr.addr));
+        std::ops::ControlFlow::Continue(())
+    });
+    assert!(walked.is_continue());
     drop(store);
     rig.crash(CrashPlan::DropAll);
     let asked = Arc::new(Mutex::new((0, 0)));
     let count = Arc::clone(&asked);
-    let look = |order: &mut dyn Iterator<Item = u64>| {
+    let look = |rig: &Rig, order: &mut dyn Iterator<Item = u64>| {
         let (store, _) = rig.open(false).unwrap();
         *asked.lock() = (0, 0);
         let count = Arc::clone(&count);
@@ -588,16 +613,23 @@ fn leaves_are_read_ahead_only_where_they_follow_each_other() {
                 *sum = (sum.0 + 1, sum.1 + *blocks);
             }
         })));
-        let wanted: Vec<u64> = order.collect();
-        for i in &wanted {
-            assert_eq!(store.get(key(*i)).unwrap().unwrap()[..], [*i as u8; 200]);
+        for i in order {
+            match store.get(key(i)) {
+                Ok(found) => assert_eq!(found.unwrap()[..], [i as u8; 200]),
+                Err(error) => assert!(error.is_damage(), "{error}"),
+            }
         }
         rig.power.listen(None);
         *asked.lock()
     };
-    let (requests, blocks) = look(&mut (0..6_000));
+    let (requests, blocks) = look(&rig, &mut (0..6_000));
+    let all_blocks = blocks;
     assert!(blocks >= 300 && requests * 2 < blocks, "in order: {blocks} blocks in {requests} requests");
     // Parents in turn: a stride of more than one parent's items.
-    let (requests, blocks) = look(&mut (0..12).map(|i| i * 2_000 % 5_999));
+    let (requests, blocks) = look(&rig, &mut (0..12).map(|i| i * 2_000 % 5_999));
     assert!(blocks <= requests + 2, "jumping: {blocks} blocks in {requests} requests");
+    // One that is lost is not asked for again with each leaf before it.
+    rig.disks.iter().for_each(|disk| disk.rot(leaves[leaves.len() / 2], 77));
+    let (_, with_lost) = look(&rig, &mut (0..6_000));
+    assert!(with_lost < 3 * all_blocks, "{with_lost} blocks with one that is lost, {all_blocks} without");
 }

@@ -153,6 +153,9 @@ fn judge_absent(
     if away.iter().any(|(_, state)| *state == MemberState::InSync) {
         return not_given();
     }
+    if rebuilding == Rebuild::Never {
+        recover::refuse_blind(present, &choice)?;
+    }
     if rebuilding == Rebuild::Never && choice.missing > 0 {
         let behind: Vec<String> = choice.behind.iter().map(|(path, why)| super::sentence(path, why)).collect();
         return refused(format!(

@@ -52,7 +52,10 @@ impl World {
     /// `write_root`: name the members and write the next version.
     fn write_root(&mut self, rules: &Rules, job: Job, mut root: Root) {
         let daemon = self.daemon();
-        daemon.version_max += 1 + u64::from(daemon.fork_next && rules.version_free);
+        let called = root.members.iter().filter(|member| member.1 == State::InSync).count();
+        let here = daemon.seats.iter().filter(|seat| seat.2 == Seat::InSync).count();
+        let apart = daemon.fork_next || job == Job::Recover && here < called;
+        daemon.version_max += 1 + u64::from(apart && rules.version_free);
         root.version = daemon.version_max;
         daemon.changed = false;
         let mut shrunk = false;
