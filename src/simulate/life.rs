@@ -301,6 +301,8 @@ impl Life {
             Err(StoreError::Refused(text)) if !fresh && self.unreliable => {
                 self.tell(format!("replace refused: {text}"));
                 self.relieve();
+                // Its lock stands until what hangs has come back: nobody can take it before.
+                self.release_hung();
                 return self.good_ones_are_in(&driver.store);
             }
             Err(error) => return Err(format!("replace: {error}")),

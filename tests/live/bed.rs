@@ -317,9 +317,12 @@ pub fn end(process: i32) {
     wait_until("kill -9 ends it", || !lives(process));
 }
 
-/// Whether a process has not ended.
+/// Whether a process has not ended. It has when only its name is left: before that its files and sockets may still be open.
 pub fn lives(process: i32) -> bool {
-    Path::new(&format!("/proc/{process}/exe")).read_link().is_ok()
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).map_or(0, Iterator::count);
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    !matches!((tasks, state), (0, _) | (_, None) | (1, Some('Z' | 'X')))
 }
 
 /// Wait until something `holds` that is certain to come; fails if it does not within a minute.
