@@ -37,9 +37,8 @@ pub mod worlds;
 
 use crate::disk::backing::Backing;
 use crate::disk::sim::{CrashPlan, Image, Random, SimDisk, Space, World as Power};
-use crate::format::geometry::ROOT_SLOTS;
 use crate::format::item::Time;
-use crate::format::{Geometry, Root, Uuid, all_zero};
+use crate::format::{Geometry, Root, Uuid};
 use crate::fs::Filesystem;
 use crate::store::check::{CheckOptions, Finding, Outcome, Report as CheckReport, StoreSource, check};
 use crate::store::create::{CreateStore, create};
@@ -356,12 +355,6 @@ impl Bench {
             .collect();
         let tally = Tally { histories: 1, ..Tally::default() };
         Bench { power, disks, setup, random, clock: Arc::new(Seeded::new(seed)), tally, witness: Arc::default() }
-    }
-
-    /// Whether a root slot that disk `good` has used is all zeros on disk `bad`: it may be damaged, or never have been used.
-    pub(crate) fn looks_unused(&self, bad: usize, good: usize) -> bool {
-        let zeros = |disk: usize, slot| all_zero(&self.power.disk_at(disk).peek(Root::addr(slot)));
-        (0..ROOT_SLOTS).any(|slot| zeros(bad, slot) && !zeros(good, slot))
     }
 
     /// The clock of this world.

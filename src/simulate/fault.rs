@@ -258,11 +258,9 @@ impl Faulty {
         let (store, report) = match opened {
             Ok(opened) => opened,
             Err(StoreError::Refused(text)) => {
-                // It failed, but no root could say so any more; or a long write that went astray took both labels. Zeros in
-                // a slot that only the other one has used look like a root that it never had (docs/RULES.md).
-                let never_had = self.kind.is_damage() && self.bench.looks_unused(bad, good);
-                let is_known = matches!(self.kind, Kind::Dies | Kind::MisdirectedWrite) || never_had;
-                let excuse = seen.excuse(bad, good).filter(|_| is_known);
+                // It failed, but no root could say so any more; or a long write that went astray took both labels.
+                let excuse =
+                    seen.excuse(bad, good).filter(|_| matches!(self.kind, Kind::Dies | Kind::MisdirectedWrite));
                 excuse.ok_or_else(|| format!("refused: {text}"))?;
                 self.bench.tally.refused += 1;
                 self.bench.open(&[good], true).map_err(|error| format!("the good replica alone: {error}"))?

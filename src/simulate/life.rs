@@ -515,10 +515,7 @@ impl Life {
 
     /// Why a person may have to say that it goes on without the suspect.
     fn excuse(&self, seen: &Seen, text: &str) -> Option<&'static str> {
-        let bad = self.suspect.filter(|_| !self.split)?;
-        if !self.unreliable && !self.bench.looks_unused(self.slots[bad], self.slots[1 - bad]) {
-            return None;
-        }
+        let bad = self.suspect.filter(|_| self.unreliable && !self.split)?;
         if text.contains("can be read now") {
             return Some("it can be read now and then");
         }

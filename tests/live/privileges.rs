@@ -1,6 +1,6 @@
 //! Set-id bits and file capabilities, which the kernel leaves to the daemon: taken as ext4 takes them.
 
-use super::bed::{Bed, can_mount, is_root};
+use super::bed::{Bed, can_mount_as_root};
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, Gid, Mode, OFlags, StatxFlags, Uid, XattrFlags, chownat, copy_file_range, fallocate,
     ftruncate, getxattr, open, setxattr, statfs, statx,
@@ -224,8 +224,7 @@ fn all_are_taken(options: &str) {
 #[test]
 fn set_id_bits_and_capabilities_are_taken_as_by_ext4() {
     // SEMANTICS: NS-6
-    if !can_mount() || !is_root() {
-        println!("skipped: needs root");
+    if !can_mount_as_root("to act as other users") {
         return;
     }
     all_are_taken("");
@@ -234,8 +233,7 @@ fn set_id_bits_and_capabilities_are_taken_as_by_ext4() {
 /// Goal: the same with the kernel's writeback cache.
 #[test]
 fn set_id_bits_and_capabilities_are_taken_with_the_writeback_cache() {
-    if !can_mount() || !is_root() {
-        println!("skipped: needs root");
+    if !can_mount_as_root("to act as other users") {
         return;
     }
     all_are_taken("writeback");
@@ -245,12 +243,11 @@ fn set_id_bits_and_capabilities_are_taken_with_the_writeback_cache() {
 /// at its attributes since.
 #[test]
 fn a_program_that_was_written_to_has_no_rights_left() {
-    if !can_mount() || !is_root() {
-        println!("skipped: needs root");
+    if !can_mount_as_root("to act as other users") {
         return;
     }
     let bed = Bed::mounted("64M");
-    rustix::fs::chmod(bed.path(), Mode::from_raw_mode(0o755)).unwrap();
+    bed.open_to_others();
     rustix::fs::chmod(&bed.mnt, Mode::from_raw_mode(0o755)).unwrap();
     let path = bed.at("id");
     let user_of = || {
