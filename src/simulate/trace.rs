@@ -14,7 +14,7 @@ use crate::disk::backing::{Backing, Op};
 use crate::disk::sim::{Asked, CrashPlan, Fate, Fault, Faults, Image, Random, SimDisk};
 use crate::format::geometry::ROOT_SLOTS;
 use crate::format::log::{RecordHead, decode_head, entries};
-use crate::format::{BLOCK, Geometry, Label, Root, Uuid, all_zero};
+use crate::format::{BLOCK, Geometry, Label, Root, Uuid};
 use crate::store::commit::Force;
 use crate::store::history::ShrinkHook;
 use crate::store::recover::Report;
@@ -27,7 +27,6 @@ use std::sync::Arc;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Slot {
-    Empty,
     Damaged,
     Holds(Box<Root>),
 }
@@ -175,7 +174,6 @@ fn stand(disk: &SimDisk, label: &Label) -> Stand {
         let block = disk.peek(Root::addr(slot));
         match Root::decode(&block, slot, label.volume, geometry) {
             Ok(root) => Slot::Holds(Box::new(root)),
-            Err(_) if all_zero(&block) => Slot::Empty,
             Err(_) => Slot::Damaged,
         }
     });

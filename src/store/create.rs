@@ -77,6 +77,7 @@ pub fn create(
     transaction.count_inodes(1);
     transaction.commit();
     store.commit(Force::Clean)?;
+    fill_slots(&store)?;
     for (replica, label) in labels.iter().enumerate() {
         for addr in Geometry::label_copies() {
             mirror.write_raw(replica, addr, Slice::whole(Buf::from_slice(&label.encode(addr))))?;
@@ -104,6 +105,15 @@ fn prepare(mirror: &Mirror, geometry: &Geometry) -> Result<(), StoreError> {
     }
     mirror.flush()?;
     Ok(())
+}
+
+/// Write the first root to every slot: no slot is ever empty, so one that is has lost its root.
+fn fill_slots(store: &Store) -> Result<(), StoreError> {
+    let (first, root) = store.newest_root();
+    let others = (0..ROOT_SLOTS).filter(|slot| *slot != first);
+    let writes = others.map(|slot| (Root::addr(slot), Slice::whole(Buf::from_slice(&root.encode(slot)))));
+    store.mirror().write(writes.collect())?;
+    Ok(store.mirror().flush()?)
 }
 
 fn first_root(labels: &[Label], create: &CreateStore, world: &dyn World) -> Root {

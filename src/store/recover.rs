@@ -42,7 +42,7 @@ pub struct Found {
     pub label: Label,
     /// Roots that prove themselves: slot and root, newest first.
     pub roots: Vec<(usize, Root)>,
-    /// Slots that hold something that does not prove itself.
+    /// Slots that hold no root that proves itself: each held one since the volume was made, so zeros are damage too.
     pub damaged: Vec<usize>,
     /// Of those: slots that could not be read, and may hold anything.
     pub unreadable: Vec<usize>,
@@ -142,7 +142,6 @@ pub fn examine(backing: &dyn Backing, wait: Duration) -> Result<Found, String> {
         };
         match Root::decode(&block, slot, found.label.volume, &found.label.geometry) {
             Ok(root) => found.roots.push((slot, root)),
-            Err(_) if crate::format::all_zero(&block) => {}
             Err(_) => found.damaged.push(slot),
         }
     }

@@ -86,7 +86,6 @@ impl Replay {
 
     fn slot(&mut self, real: &RealSlot) -> Slot {
         match real {
-            RealSlot::Empty => Slot::Empty,
             RealSlot::Damaged => Slot::Damaged,
             RealSlot::Holds(root) => Slot::Holds(Arc::new(self.root(root))),
         }

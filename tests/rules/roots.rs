@@ -47,8 +47,7 @@ impl Root {
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Slot {
-    Empty,
-    /// Holds something that does not prove itself.
+    /// Holds no root that proves itself.
     Damaged,
     Holds(Arc<Root>),
 }

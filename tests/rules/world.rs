@@ -73,7 +73,7 @@ impl Disk {
             Write::Label(id) => self.id = Some(id),
             Write::Blank => {
                 self.id = None;
-                self.slots.fill(Slot::Empty);
+                self.slots.fill(Slot::Damaged);
                 self.log.clear();
             }
         }
@@ -267,19 +267,16 @@ impl World {
         });
         let disk = |i: usize| {
             let used = i < members;
-            let mut disk = Disk {
+            let slot = if used { Slot::Holds(root.clone()) } else { Slot::Damaged };
+            Disk {
                 id: used.then_some(i as u32),
-                slots: vec![Slot::Empty; slots],
+                slots: vec![slot; slots],
                 data: 0,
                 log: Vec::new(),
                 pending: Vec::new(),
                 gone: false,
                 lying: false,
-            };
-            if used {
-                disk.slots[0] = Slot::Holds(root.clone());
             }
-            disk
         };
         let ghost = Ghost { fresh: 101, ..Ghost::default() };
         World { disks: (0..members + spares).map(disk).collect(), daemon: None, witness: None, ghost }

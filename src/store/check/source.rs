@@ -157,7 +157,8 @@ impl StoreSource<'_> {
         let label = self.store.label();
         let Ok(block) = self.store.mirror().read_raw(proof.replica, proof.addr, 1) else { return false };
         let before = Root::decode(&block, slot, label.volume, &label.geometry);
-        crate::format::all_zero(&block) || before.is_ok_and(|root| root.version < self.committed.root.version)
+        block.iter().all(|byte| *byte == Root::VOID)
+            || before.is_ok_and(|root| root.version < self.committed.root.version)
     }
 }
 

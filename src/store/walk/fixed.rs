@@ -123,7 +123,7 @@ impl Store {
                         continue;
                     }
                     let addr = geometry.log_at + u64::from(at);
-                    let proof = self.make_readable(replica, addr, heal);
+                    let proof = self.make_readable(replica, addr, 0, heal);
                     proofs.extend(proof.map(|proof| FixedProof { part: Part::LogRecord, replica, addr, proof }));
                 }
             }
@@ -133,15 +133,15 @@ impl Store {
                     continue;
                 }
                 let addr = Root::addr(slot);
-                let proof = self.make_readable(replica, addr, heal);
+                let proof = self.make_readable(replica, addr, Root::VOID, heal);
                 proofs.extend(proof.map(|proof| FixedProof { part: Part::Root, replica, addr, proof }));
             }
         }
         proofs
     }
 
-    /// Zeros over a block that cannot be read and that nothing names. `None`: it can be read.
-    fn make_readable(&self, replica: usize, addr: Addr, heal: bool) -> Option<Proof> {
+    /// `fill` over a block that cannot be read and that nothing names. `None`: it can be read.
+    fn make_readable(&self, replica: usize, addr: Addr, fill: u8, heal: bool) -> Option<Proof> {
         let mirror = &self.mirror;
         let error = mirror.read_raw(replica, addr, 1).err()?;
         if !mirror.is_writable(replica) {
@@ -151,8 +151,8 @@ impl Store {
         if !heal {
             return Some(Proof::Damaged(damage));
         }
-        let zeros = Slice::whole(Buf::zeroed(BLOCK));
-        let written = mirror.write_raw(replica, addr, zeros).and_then(|()| mirror.flush_raw(replica));
+        let filled = Slice::whole(Buf::from_slice(&[fill; BLOCK]));
+        let written = mirror.write_raw(replica, addr, filled).and_then(|()| mirror.flush_raw(replica));
         if written.and_then(|()| mirror.read_raw(replica, addr, 1)).is_err() {
             return Some(Proof::Damaged(damage));
         }
