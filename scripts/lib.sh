@@ -48,6 +48,16 @@ need_rust() {
     command -v cargo >/dev/null || fail "there is no Rust toolchain here: install one first (https://rustup.rs), 1.91 or newer"
 }
 
+# PostgreSQL's programs, without a database of the system's own.
+need_postgresql() {
+    compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null && return 0
+    if ! command -v pg_lsclusters >/dev/null; then
+        need pg_lsclusters postgresql-common
+        sed -i -E 's/^#?create_main_cluster.*/create_main_cluster = false/' /etc/postgresql-common/createcluster.conf
+    fi
+    need pg_ctl postgresql
+}
+
 # Everything that a mount needs.
 need_fuse() {
     need fusermount3 fuse3
@@ -78,6 +88,16 @@ make_scratch() {
     trap 'exit 129' HUP
     trap 'exit 130' INT
     trap 'exit 143' TERM
+}
+
+# replace_between FILE BEGIN END TEXT: TEXT in place of what stands between the lines BEGIN and END.
+replace_between() {
+    local new
+    new=$(awk -v begin="$2" -v end="$3" -v text="$4" '
+        $0 == end { inside = 0 }
+        !inside { print }
+        $0 == begin { print ""; print text; print ""; inside = 1 }' "$1") || fail "$1 cannot be read"
+    case $new in *"$2"*"$3"*) printf '%s\n' "$new" >"$1" ;; *) fail "$1 has no place for the table" ;; esac
 }
 
 # remember PID: end that process at the end.

@@ -18,3 +18,4 @@ mod refuse;
 mod rot;
 mod service;
 mod system;
+mod tally;
