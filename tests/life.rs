@@ -118,6 +118,33 @@ fn a_root_that_was_never_acknowledged_is_no_second_history() {
     });
 }
 
+/// Soak 1095551575853: one disk has a root that the power kept from the other, and is away when that one is mounted alone;
+/// that mount is cut short, too. When both are back, nothing that either root reaches has been written over.
+#[test]
+fn a_degraded_mount_that_is_cut_short_writes_over_nothing() {
+    ahead_on_one_disk(0, |at, mut bench| {
+        let before = [bench.disks[0].snapshot(), bench.disks[1].snapshot()];
+        for second in 1..60 {
+            bench.disks = bench.power.revive(CrashPlan::DropAll);
+            for (disk, image) in bench.disks.iter().zip(&before) {
+                disk.restore(image.clone());
+            }
+            bench.power.cut_at(Some(bench.power.io_count() + second));
+            let opened = bench.open(&[1], true);
+            let ended = !bench.power.is_cut();
+            drop(opened);
+            bench.disks = bench.power.revive(CrashPlan::KeepAll);
+            let (store, _) = bench.open(&[0, 1], false).unwrap_or_else(|error| panic!("cut {at}, {second}: {error}"));
+            clean(&store).unwrap_or_else(|text| panic!("cut {at}, {second}: {text}"));
+            let healed: u64 = store.mirror().health().iter().map(|health| health.counters.healed).sum();
+            assert_eq!(healed, 0, "cut {at}, {second}");
+            if ended {
+                break;
+            }
+        }
+    });
+}
+
 /// The same where the disk that is ahead is there, cannot read that root, and fails in recovery.
 #[test]
 fn a_disk_that_fails_in_recovery_is_behind_and_no_second_history() {

@@ -144,6 +144,11 @@ fn mutants() -> Vec<(&'static str, Rules, Bounds)> {
         ),
         ("the root is written before the flush", Rules { flush_first: false, ..RULES }, gone),
         ("the newest root is not enforced", Rules { enforce: false, ..RULES }, Bounds { cuts: 3, ..apart }),
+        (
+            "what the missing one may have is written over",
+            Rules { absent_first: false, ..RULES },
+            Bounds { operations: 1, cuts: 2, ..apart },
+        ),
         ("nobody is asked for", Rules { need_all: false, ..RULES }, apart),
         ("in sync without a proof", Rules { prove: false, ..RULES }, back),
         ("the root that most have", Rules { newest: false, ..RULES }, three),

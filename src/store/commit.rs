@@ -77,10 +77,8 @@ pub struct RootState {
     pub version_max: u64,
     /// Generation of the members that `root` names.
     pub generation: u64,
-    /// The next root begins a new epoch (degraded mount).
+    /// The next root begins a new epoch, and leaves one version free.
     pub fork_next: bool,
-    /// No root was written yet: a replica that goes out now may hold one root more, as one that is missing may.
-    pub recovering: bool,
     /// Slots in which something stands that proves nothing on a replica, to be put in order by recovery.
     pub damaged: [bool; crate::format::geometry::ROOT_SLOTS],
     /// Told before anything is acknowledged with fewer replicas.

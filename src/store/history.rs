@@ -31,6 +31,24 @@ impl Store {
         self.write_root(&mut state, root)
     }
 
+    /// At recovery: if a replica that the newest root calls in sync is not, make a root durable that says so, before
+    /// anything else is written. That replica may hold one root more, which was being written when the power failed and
+    /// was never acknowledged: what that one reaches stands here in space that is free by ours. If it were written over
+    /// now and the power failed, both would be found in sync next time, with that root. And its version is left free, so
+    /// that it lies on our chain and is no second history.
+    pub(crate) fn declare_absent(&self) -> Result<(), StoreError> {
+        let mut state = self.root.lock();
+        let called = state.root.members.iter().filter(|member| member.state == MemberState::InSync).count();
+        if self.mirror.members().count() >= called {
+            return Ok(());
+        }
+        state.fork_next = true;
+        let root = state.root.clone();
+        self.write_root(&mut state, root)?;
+        state.fork_next = false;
+        Ok(())
+    }
+
     /// As `declare_members`, from the thread that looks at the containers; a failure latches the store.
     pub(crate) fn declare(&self) -> Result<(), StoreError> {
         self.check_alive()?;
@@ -60,11 +78,7 @@ impl Store {
         // A replica can fail at most once each; one more round to write the truth, and one to spare.
         for _ in 0..=self.mirror.replicas() + 1 {
             let members = self.mirror.members();
-            // A replica that is missing may hold one root more, which was being written when the power failed and was
-            // never acknowledged. Its version is left free, so that it lies on our chain and is no second history.
-            let called = root.members.iter().filter(|member| member.state == MemberState::InSync).count();
-            let left_behind = state.recovering && members.count() < called;
-            root.version = state.version_max + 1 + u64::from(state.fork_next || left_behind);
+            root.version = state.version_max + 1 + u64::from(state.fork_next);
             state.version_max = root.version;
             root.time_ns = self.world.now_ns().max(0) as u64;
             self.name_members(&mut root, state, members.in_sync);
@@ -86,7 +100,6 @@ impl Store {
             state.newest_slot = slot;
             state.generation = members.generation;
             if self.mirror.members().generation == members.generation {
-                state.recovering = false;
                 return Ok(());
             }
         }
@@ -183,17 +196,7 @@ impl RootState {
     pub fn new(root: Root, newest_slot: usize, slots: [Option<u64>; ROOT_SLOTS]) -> RootState {
         let version_max = slots.iter().flatten().copied().max().unwrap_or(0).max(root.version);
         let damaged = [false; ROOT_SLOTS];
-        RootState {
-            root,
-            newest_slot,
-            slots,
-            version_max,
-            generation: 0,
-            fork_next: false,
-            recovering: true,
-            damaged,
-            on_shrink: None,
-        }
+        RootState { root, newest_slot, slots, version_max, generation: 0, fork_next: false, damaged, on_shrink: None }
     }
 
     /// A root that cannot be read now may have had one of the next versions: it must never be taken for one of those to

@@ -5,8 +5,8 @@
 //! tail that one replica lacks is healed before anything else. Recovery may be cut at any write and run again: it
 //! writes only to free space until its own root is durable.
 //! *Assumes*: backings are open and locked. *Fails when*: [`StoreError::Refused`], with a text that says what to do.
-//! *Order*: labels → roots → choice → newest root everywhere → log → commit of what was replayed, as a new root with
-//! a new life of the ring.
+//! *Order*: labels → roots → choice → newest root everywhere → a root that names who is absent → log → commit of what
+//! was replayed, as a new root with a new life of the ring.
 //! *Not here*: opening paths (`volume`), finding the records of the log (`reading`).
 
 mod reading;
@@ -373,7 +373,7 @@ fn finish(
     roots.damaged = choice.damaged;
     // A replica that was returning may have got, alone, a root that calls it in sync.
     let returning = choice.root.members.iter().any(|member| member.state == MemberState::Returning);
-    roots.fork_next = choice.missing > 0 || returning;
+    roots.fork_next = returning;
     if choice.may_be_newer {
         ::log::warn!(
             "a root slot is damaged on every replica that is here: if it held a root newer than {}, what was written \
@@ -396,6 +396,7 @@ impl Store {
         if !self.options.read_only {
             self.enforce_root()?;
             self.mend_slots()?;
+            self.declare_absent()?;
         }
         if !root.clean {
             let records = self.read_log(&root, end, report)?;

@@ -101,6 +101,8 @@ pub struct Rules {
     pub version_free: bool,
     /// What a root reaches is flushed before the root is written.
     pub flush_first: bool,
+    /// Recovery without a replica in sync writes a root that says so before anything else.
+    pub absent_first: bool,
     /// Recovery begins with the newest root on every replica in sync.
     pub enforce: bool,
     /// A replica that is missing, though the newest root calls it in sync, is asked for.
@@ -126,6 +128,7 @@ pub const RULES: Rules = Rules {
     epoch_returning: true,
     version_free: true,
     flush_first: true,
+    absent_first: true,
     enforce: true,
     need_all: true,
     prove: true,

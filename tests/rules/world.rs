@@ -34,7 +34,8 @@ pub struct Record {
 /// A write that no flush covers.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Write {
-    Data(Ops),
+    /// Blocks of these operations, in space that these others do not need.
+    Data(Ops, Ops),
     Record(Record),
     Root(usize, Arc<Root>),
     /// Something that proves nothing.
@@ -62,7 +63,7 @@ pub struct Disk {
 impl Disk {
     pub fn land(&mut self, write: Write) {
         match write {
-            Write::Data(ops) => self.data |= ops,
+            Write::Data(ops, kept) => self.data = self.data & kept | ops,
             Write::Record(record) => {
                 if !self.log.contains(&record) {
                     self.log.push(record);
@@ -83,6 +84,7 @@ impl Disk {
         match write {
             Write::Root(slot, _) | Write::Void(slot) => self.slots[*slot] = Slot::Damaged,
             Write::Blank => self.id = None,
+            Write::Data(_, kept) => self.data &= kept,
             _ => {}
         }
     }
@@ -110,6 +112,8 @@ pub type Place = (u32, Option<usize>, Seat);
 /// What a group or a root is written for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Job {
+    /// Recovery: who is absent.
+    Absent,
     /// Recovery: what was replayed.
     Recover,
     /// Operations of the open group and this one, which waits for it.

@@ -91,6 +91,11 @@ impl Replay {
         let Some(daemon) = &self.world.daemon else { return says("a root is written without a mount".into()) };
         match daemon.phase.clone() {
             Phase::Root(..) => Ok(()),
+            Phase::Enforce => {
+                self.notice();
+                self.settle()?;
+                self.next_root(found)
+            }
             Phase::Data(_) => {
                 self.flushed_all()?;
                 self.step();

@@ -52,10 +52,7 @@ impl World {
     /// `write_root`: name the members and write the next version.
     fn write_root(&mut self, rules: &Rules, job: Job, mut root: Root) {
         let daemon = self.daemon();
-        let called = root.members.iter().filter(|member| member.1 == State::InSync).count();
-        let here = daemon.seats.iter().filter(|seat| seat.2 == Seat::InSync).count();
-        let apart = daemon.fork_next || job == Job::Recover && here < called;
-        daemon.version_max += 1 + u64::from(apart && rules.version_free);
+        daemon.version_max += 1 + u64::from(daemon.fork_next && rules.version_free);
         root.version = daemon.version_max;
         daemon.changed = false;
         let mut shrunk = false;
@@ -87,7 +84,10 @@ impl World {
         let slot = free_slot(rules, &daemon.slots, daemon.newest_slot, root.txg);
         daemon.slots[slot] = Some(root.version);
         let held = Slot::Holds(daemon.root.clone());
-        let overwrites = self.writable().iter().any(|(_, disk, _)| self.disks[*disk].slots[slot] == held);
+        // The first root of a volume is in every slot.
+        let is_last =
+            |disk: &Disk| disk.slots[slot] == held && disk.slots.iter().filter(|one| **one == held).count() == 1;
+        let overwrites = self.writable().iter().any(|(_, disk, _)| is_last(&self.disks[*disk]));
         if overwrites {
             self.wrong(Wrong::Overwritten);
         }
@@ -100,7 +100,7 @@ impl World {
     pub fn step(&mut self, rules: &Rules) -> Option<()> {
         match self.daemon.as_ref()?.phase.clone() {
             Phase::Idle | Phase::Failed => return None,
-            Phase::Enforce => self.replay(),
+            Phase::Enforce => self.enforced(rules),
             Phase::Data(job) => self.group_done(rules, job),
             Phase::Root(job, root, slot) => self.root_done(rules, job, root, slot),
             Phase::Record(op) => {
@@ -120,11 +120,24 @@ impl World {
         Some(())
     }
 
-    /// The newest root is on all; heal and replay the log, and begin the group that holds it.
-    fn replay(&mut self) {
+    /// The newest root is on all: name who is absent.
+    fn enforced(&mut self, rules: &Rules) {
         if !self.flush() {
             return;
         }
+        let daemon = self.daemon();
+        let root = (*daemon.root).clone();
+        let called = root.members.iter().filter(|member| member.1 == State::InSync).count();
+        let here = daemon.seats.iter().filter(|seat| seat.2 == Seat::InSync).count();
+        if here >= called {
+            return self.replay();
+        }
+        daemon.fork_next |= rules.epoch_degraded;
+        if rules.absent_first { self.write_root(rules, Job::Absent, root) } else { self.replay() }
+    }
+
+    /// Heal and replay the log, and begin the group that holds it.
+    fn replay(&mut self) {
         let root = self.daemon().root.clone();
         let disks: Vec<usize> = self.writable().into_iter().map(|(_, disk, _)| disk).collect();
         let records = self.replayed(&root, &disks);
@@ -142,7 +155,8 @@ impl World {
 
     pub fn begin_group(&mut self, job: Job) {
         let ops = self.daemon().delta | job.ops();
-        if self.write(&Write::Data(ops)) {
+        let kept = self.daemon().root.ops | ops;
+        if self.write(&Write::Data(ops, kept)) {
             self.daemon().phase = Phase::Data(job);
         }
     }
@@ -182,6 +196,10 @@ impl World {
                 self.verify();
             }
             Job::Declare(op) => self.acknowledge(op),
+            Job::Absent => {
+                daemon.fork_next = false;
+                self.replay();
+            }
             Job::Return => {
                 daemon.rename = None;
                 if let Some(resync) = &mut daemon.resync {
@@ -274,9 +292,13 @@ impl World {
         self.ghost.restored &= !mended;
     }
 
-    /// Whether a disk holds everything that is reached by any root that calls it in sync.
+    /// Whether a disk holds everything that is reached by any root that calls it in sync, is not older than its own, and
+    /// stands on a disk with a label.
     pub fn keeps_word(&self, disk: &Disk) -> bool {
-        let mut roots = self.disks.iter().flat_map(|other| other.slots.iter().filter_map(Slot::root));
+        let newest = disk.newest().map_or(0, |root| root.version);
+        let labelled = self.disks.iter().filter(|other| other.id.is_some());
+        let roots = labelled.flat_map(|other| other.slots.iter().filter_map(Slot::root));
+        let mut roots = roots.filter(|root| root.version >= newest);
         let names = |root: &Root| disk.id.is_some_and(|id| root.members.contains(&(id, State::InSync)));
         roots.all(|root| !names(root) || disk.data & root.ops == root.ops)
     }

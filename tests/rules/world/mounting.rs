@@ -105,7 +105,7 @@ impl World {
             slots: choice.slots,
             version_max: version_max + skipped,
             changed: true,
-            fork_next: rules.epoch_degraded && choice.missing > 0 || returning || apart,
+            fork_next: returning || apart,
             life: self.fresh(),
             next_seq: 1,
             delta: 0,

@@ -82,7 +82,7 @@ impl World {
             Stage::Blanked => {}
             Stage::Returning => self.begin_group(Job::Commit(None)),
             Stage::Committed => {
-                self.disks[disk].pending.push(Write::Data(visible));
+                self.disks[disk].pending.push(Write::Data(visible, u128::MAX));
                 self.daemon().resync = Some(Resync { stage: Stage::Copied, ..resync });
                 if !rules.prove {
                     self.disks[disk].pending.clear();
