@@ -223,8 +223,13 @@ impl Store {
             return Place::Other;
         }
         let whole = if head.blocks == 1 { Ok(first) } else { self.mirror.read_raw(replica, addr, head.blocks) };
+        // Read once more, its head may be another one by now.
+        let proves = |whole: &Buf| {
+            log::decode_head(whole.block(0), self.label.volume, addr, ring).is_ok_and(|again| again == head)
+                && log::entries(whole, &head).is_ok()
+        };
         match whole {
-            Ok(whole) if log::entries(&whole, &head).is_ok() => Place::Record(Box::new((head, whole))),
+            Ok(whole) if proves(&whole) => Place::Record(Box::new((head, whole))),
             Ok(_) => Place::Other,
             Err(_) => Place::Unreadable,
         }
