@@ -166,6 +166,10 @@ pub struct DirEntry {
 pub enum Found {
     /// Its attributes are true (or nobody asked).
     Whole,
+    /// Its attributes are true, but it has just lost a name and kept others. The kernel, when the answer to that reaches it,
+    /// takes one from the link count that it knows then (`fuse_entry_unlinked`, fs/fuse/dir.c): if it has learnt the
+    /// new one from this listing meanwhile, it holds one too few, and a last link that is none cannot be linked to.
+    LostName,
     /// It cannot be read: only number and type of the attributes are known, and nobody should remember the others.
     Damaged,
     /// It has gone since its name was read.

@@ -53,6 +53,8 @@ pub struct State {
     pub mtime_set: Option<Time>,
     /// The access time here is newer than the one in the store.
     pub atime_waits: bool,
+    /// When it last lost a name and kept others.
+    pub name_lost: Option<Time>,
 }
 
 /// An inode in memory.

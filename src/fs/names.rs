@@ -13,6 +13,8 @@ use super::{Attr, DirEntry, Filesystem, Found as Listed, FsError, S_IFDIR};
 use crate::format::item::{COOKIE_END, COOKIE_MIN, Dirent, Time, name_cookie_base};
 use crate::format::{BLOCK, Inode, ItemKind, Key, NAME_MAX, ROOT_INO};
 
+/// How long the kernel may take to hear that a name is gone, s, rounded up.
+const ANSWERED_WITHIN: u64 = 2;
 /// Cookie of `.` in listings.
 const COOKIE_DOT: u64 = 1;
 /// Cookie of `..` in listings.
@@ -176,6 +178,8 @@ impl Filesystem {
     /// Attributes for a listing. An inode that is damaged does not spoil it, and its name does not vanish from it.
     fn listed(&self, entry: &Dirent) -> (Option<Attr>, Listed) {
         match self.getattr(entry.ino) {
+            // Looked at after the attributes: both are set at once.
+            Ok(attr) if self.has_just_lost_a_name(entry.ino) => (Some(attr), Listed::LostName),
             Ok(attr) => (Some(attr), Listed::Whole),
             Err(FsError::Stale) => (None, Listed::Gone),
             // Somebody may have it open: a size that is not its own would cut what the kernel has in memory.
@@ -184,6 +188,12 @@ impl Filesystem {
                 Err(_) => (Some(attr_unknown(entry)), Listed::Damaged),
             },
         }
+    }
+
+    fn has_just_lost_a_name(&self, ino: u64) -> bool {
+        let Ok((entry, _)) = self.load(ino) else { return false };
+        let lost = entry.state.lock().name_lost;
+        lost.is_some_and(|at| self.store.now().sec.abs_diff(at.sec) <= ANSWERED_WITHIN)
     }
 
     /// A path of `ino` as far as hints and intact entries tell; for messages.

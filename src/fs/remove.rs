@@ -159,6 +159,7 @@ pub(super) fn drop_link(
         if (inode.parent, inode.parent_cookie) == (parent, found.cookie) {
             (inode.parent, inode.parent_cookie) = (0, 0);
         }
+        change.state(ino).name_lost = Some(now);
         return Ok(Ended::Named);
     }
     Ok(end(change, ino, ending))

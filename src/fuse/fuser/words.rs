@@ -213,12 +213,16 @@ pub(super) fn plus(entry: &DirEntry) -> Option<(FileAttr, Generation, Duration)>
     let trust = match entry.found {
         Found::Gone => return None,
         Found::Damaged => Duration::ZERO, // whoever looks at it asks us, and hears of the damage
+        Found::LostName => Duration::ZERO,
         Found::Whole => TRUST,
     };
     let dots = entry.name == b"." || entry.name == b"..";
     let mut attr = if dots { dots_attr() } else { entry.attr.clone()? };
     if kind_of(attr.mode).is_none() {
         attr.mode = libc::S_IFREG; // a damaged type; the name must appear all the same
+    }
+    if entry.found == Found::LostName {
+        attr.nlink = attr.nlink.saturating_add(1); // from which the kernel takes one; whoever asks is told by us
     }
     let (attr, generation) = self::entry(&attr).ok()?;
     Some((attr, generation, trust))
@@ -265,6 +269,30 @@ mod tests {
         assert_eq!(names, [(b"damaged".to_vec(), Duration::ZERO), (b"whole".to_vec(), TRUST)]);
         let damaged = filesystem.lookup(ROOT_INO, b"damaged").map_err(|error| crate::error::errno(&error));
         assert_eq!(damaged, Err(libc::EIO));
+    }
+
+    /// The kernel takes one from what it is told here, once it hears that the name is gone.
+    #[test]
+    fn a_file_that_has_just_lost_a_name_is_listed_with_one_link_more_that_is_not_trusted() {
+        let (store, filesystem) = filesystem();
+        let who = Caller { uid: 0, gid: 0, umask: 0, lacks_fsetid: false };
+        let file = Filesystem::mknod(&filesystem, ROOT_INO, b"a", libc::S_IFREG | 0o644, 0, &who).unwrap().ino;
+        Filesystem::link(&filesystem, file, ROOT_INO, b"b").unwrap();
+        let listed = || {
+            let mut found = None;
+            list(&filesystem, ROOT_INO, 2, true, |entry| {
+                found = plus(entry).map(|(attr, _, trust)| (attr.nlink, trust));
+                Added::Yes
+            })
+            .unwrap();
+            found.unwrap()
+        };
+        assert_eq!(listed(), (2, TRUST));
+        Filesystem::unlink(&filesystem, ROOT_INO, b"a").unwrap();
+        assert_eq!(listed(), (2, Duration::ZERO));
+        assert_eq!(Filesystem::getattr(&filesystem, file).unwrap().nlink, 1);
+        store.pass(10);
+        assert_eq!(listed(), (1, TRUST));
     }
 
     #[test]
