@@ -17,6 +17,7 @@ pub fn errno(error: &FsError) -> i32 {
         FsError::NameTooLong => libc::ENAMETOOLONG,
         FsError::Invalid => libc::EINVAL,
         FsError::NotPermitted => libc::EPERM,
+        FsError::Denied => libc::EACCES,
         FsError::Stale => libc::ESTALE,
         FsError::TooManyLinks => libc::EMLINK,
         FsError::FileTooLarge => libc::EFBIG,

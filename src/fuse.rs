@@ -89,7 +89,7 @@ pub trait Requests: Send + Sync + 'static {
     /// GETXATTR.
     fn getxattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>, Errno>;
     /// LISTXATTR: names, each ended by a NUL.
-    fn listxattr(&self, ino: u64) -> Result<Vec<u8>, Errno>;
+    fn listxattr(&self, ino: u64, caller: &Caller) -> Result<Vec<u8>, Errno>;
     /// REMOVEXATTR.
     fn removexattr(&self, ino: u64, name: &[u8], caller: &Caller) -> Result<(), Errno>;
     /// FALLOCATE.
@@ -115,7 +115,7 @@ impl Requests for Filesystem {
         code(self.getattr_held(ino))
     }
     fn setattr(&self, ino: u64, caller: &Caller, change: &SetAttr) -> Result<Attr, Errno> {
-        code(self.setattr(ino, caller, change))
+        code(self.setattr_held(ino, caller, change))
     }
     fn readlink(&self, ino: u64) -> Result<Vec<u8>, Errno> {
         code(self.readlink(ino))
@@ -171,8 +171,8 @@ impl Requests for Filesystem {
     fn getxattr(&self, ino: u64, name: &[u8]) -> Result<Vec<u8>, Errno> {
         code(self.getxattr(ino, name))
     }
-    fn listxattr(&self, ino: u64) -> Result<Vec<u8>, Errno> {
-        code(self.listxattr(ino))
+    fn listxattr(&self, ino: u64, caller: &Caller) -> Result<Vec<u8>, Errno> {
+        code(self.listxattr_by(ino, caller))
     }
     fn removexattr(&self, ino: u64, name: &[u8], _caller: &Caller) -> Result<(), Errno> {
         code(self.removexattr(ino, name))

@@ -111,10 +111,9 @@ impl Filesystem {
             }
             self.join(held, transaction, &[entry], |change| {
                 let inode = change.inode(ino)?;
-                inode.ctime = now;
+                touch(inode, now);
                 if grows {
                     inode.size = until;
-                    inode.mtime = now;
                     change.resize(ino, until, gap.clone());
                 }
                 Ok(())

@@ -12,8 +12,9 @@ use super::acl::Acl;
 use super::cache::Entry;
 use super::change::Change;
 use super::lock::{Held, LockKey, Mode};
+use super::names::{attr_unknown, attr_with};
 use super::privileges::{Taken, take_set_id};
-use super::{ACL_ACCESS, Attr, Caller, Filesystem, FsError, S_IFMT, SetAttr, TimeOrNow};
+use super::{ACL_ACCESS, Attr, Caller, Filesystem, FsError, S_IFMT, S_IFREG, SetAttr, TimeOrNow};
 use crate::disk::buffer::Slice;
 use crate::format::item::Time;
 use crate::format::{BLOCK, FILE_SIZE_MAX, Inode};
@@ -38,6 +39,21 @@ impl Filesystem {
     /// Change attributes of `ino`; its change time also if nothing else (`chown` to -1 and -1).
     pub fn setattr(&self, ino: u64, caller: &Caller, change: &SetAttr) -> Result<Attr, FsError> {
         self.with_room(|| self.watch(ino, "changing", self.set(ino, caller, change).map(|(attr, _)| attr)))
+    }
+
+    /// As [`Filesystem::setattr`], for who may still hold what has ended (see [`Filesystem::getattr_held`]). The kernel's
+    /// writeback cache does, too: it sends the times of a file that it has removed, and tells the next syncfs(2) of a refusal.
+    pub fn setattr_held(&self, ino: u64, caller: &Caller, wanted: &SetAttr) -> Result<Attr, FsError> {
+        match self.setattr(ino, caller, wanted) {
+            Err(FsError::Stale) if wanted.size.is_none() => {
+                let ended = self.ended.change(ino, |inode| apply(inode, wanted, self.store.now()));
+                // It reads nothing but the type from the answer.
+                let is_late = self.options.writeback_cache && wanted.is_late_times();
+                let forgotten = || is_late.then(|| attr_unknown(ino, S_IFREG));
+                ended.map(|inode| attr_with(ino, &inode, 0)).or_else(forgotten).ok_or(FsError::Stale)
+            }
+            done => done,
+        }
     }
 
     /// Also gives whether set-id bits were taken.
@@ -218,6 +234,14 @@ impl XattrChange {
         for (key, value) in &self.put {
             change.put(*key, value.clone());
         }
+    }
+}
+
+impl SetAttr {
+    /// Whether this can be the times that the kernel's writeback cache has kept.
+    fn is_late_times(&self) -> bool {
+        let times = SetAttr { mtime: self.mtime, ctime: self.ctime, ..SetAttr::default() };
+        self.ctime.is_some() && *self == times
     }
 }
 

@@ -115,6 +115,14 @@ impl EndedInodes {
         }
     }
 
+    /// Change what is remembered of `ino`; gives what it is then.
+    pub fn change(&self, ino: u64, change: impl FnOnce(&mut Inode)) -> Option<Inode> {
+        let mut inner = self.inner.lock();
+        let inode = inner.0.get_mut(&ino)?;
+        change(inode);
+        Some(inode.clone())
+    }
+
     /// What `ino` was.
     pub fn get(&self, ino: u64) -> Option<Inode> {
         self.inner.lock().0.get(&ino).cloned()

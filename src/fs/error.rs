@@ -33,6 +33,9 @@ pub enum FsError {
     /// Not allowed on this kind of object.
     #[error("operation not permitted")]
     NotPermitted,
+    /// A default ACL is for directories.
+    #[error("permission denied")]
+    Denied,
     /// The inode number stands for nothing any more.
     #[error("stale file handle")]
     Stale,

@@ -96,7 +96,7 @@ impl Filesystem {
 
     /// Target of a symbolic link.
     pub fn readlink(&self, ino: u64) -> Result<Vec<u8>, FsError> {
-        let (_, inode) = self.load(ino)?;
+        let (entry, inode) = self.load(ino)?;
         if inode.mode & S_IFMT != S_IFLNK {
             return Err(FsError::Invalid);
         }
@@ -106,6 +106,7 @@ impl Filesystem {
             return Ok(reject("symbolic link", "has a target")?);
         };
         require(target.len() as u64 == inode.size, "symbolic link", "has a target of its size")?;
+        self.accessed(&entry);
         Ok(target)
     }
 

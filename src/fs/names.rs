@@ -185,7 +185,7 @@ impl Filesystem {
             // Somebody may have it open: a size that is not its own would cut what the kernel has in memory.
             Err(_) => match self.load(entry.ino) {
                 Ok((_, inode)) => (Some(attr_with(entry.ino, &inode, 0)), Listed::Damaged),
-                Err(_) => (Some(attr_unknown(entry)), Listed::Damaged),
+                Err(_) => (Some(attr_unknown(entry.ino, u32::from(entry.file_type) << 12)), Listed::Damaged),
             },
         }
     }
@@ -236,11 +236,11 @@ pub(super) fn attr_with(ino: u64, inode: &Inode, blocks: u64) -> Attr {
     }
 }
 
-/// What a name alone tells of its inode.
-fn attr_unknown(entry: &Dirent) -> Attr {
+/// What number and type alone tell of an inode.
+pub(super) fn attr_unknown(ino: u64, mode: u32) -> Attr {
     let time = Time::default();
     Attr {
-        ino: entry.ino,
+        ino,
         generation: 0,
         size: 0,
         blocks512: 0,
@@ -248,7 +248,7 @@ fn attr_unknown(entry: &Dirent) -> Attr {
         mtime: time,
         ctime: time,
         btime: time,
-        mode: u32::from(entry.file_type) << 12,
+        mode,
         nlink: 1,
         uid: 0,
         gid: 0,

@@ -4,7 +4,7 @@
 //! has none, or no file capabilities, is remembered: the kernel asks before every write (trap 23).
 //! *Assumes*: the kernel decides who may see and set which namespace.
 //! *Fails when*: [`FsError::NoAttribute`], [`FsError::Exists`], [`FsError::TooBig`], [`FsError::Unsupported`] for
-//! `system.` names other than the two ACLs.
+//! names other than those of `user.`, `trusted.`, `security.` and the two ACLs (the kernel passes any name on).
 //! *Order*: the inode exclusively for changing; a look at them takes no lock and is repeated if they changed meanwhile.
 //! *Not here*: what ACLs mean (`acl`).
 //!
@@ -83,6 +83,17 @@ impl Filesystem {
             return Ok(vec![]);
         }
         self.unchanged(&entry, || self.xattr_names(ino))
+    }
+
+    /// As [`Filesystem::listxattr`], for `caller`: names of `trusted.` are root's, and the kernel leaves that to us. (It asks
+    /// for CAP_SYS_ADMIN elsewhere, of which nobody tells us.)
+    pub fn listxattr_by(&self, ino: u64, caller: &Caller) -> Result<Vec<u8>, FsError> {
+        let names = self.listxattr(ino)?;
+        if caller.uid == 0 {
+            return Ok(names);
+        }
+        let shown = names.split_inclusive(|byte| *byte == 0).filter(|name| !name.starts_with(b"trusted."));
+        Ok(shown.flatten().copied().collect())
     }
 
     /// What `look` sees of the extended attributes of `entry` while nobody changes them. Does not wait for whoever
@@ -328,8 +339,13 @@ fn check_xattr_name(name: &[u8]) -> Result<(), FsError> {
     if name.len() > NAME_MAX {
         return Err(FsError::NameTooLong);
     }
-    let ours = !name.starts_with(b"system.") || name == ACL_ACCESS || name == ACL_DEFAULT;
-    if ours { Ok(()) } else { Err(FsError::Unsupported) }
+    let mut spaces = [&b"user."[..], b"trusted.", b"security."].into_iter();
+    match spaces.find_map(|space| name.strip_prefix(space)) {
+        Some(b"") => Err(FsError::Invalid),
+        Some(_) => Ok(()),
+        None if name == ACL_ACCESS || name == ACL_DEFAULT => Ok(()),
+        None => Err(FsError::Unsupported),
+    }
 }
 
 fn check_acl(inode: &Inode, name: &[u8], value: &[u8]) -> Result<Acl, FsError> {
@@ -337,7 +353,7 @@ fn check_acl(inode: &Inode, name: &[u8], value: &[u8]) -> Result<Acl, FsError> {
         return Err(FsError::Unsupported);
     }
     if name == ACL_DEFAULT && !inode.is_dir() {
-        return Err(FsError::NotPermitted);
+        return Err(FsError::Denied);
     }
     Acl::decode(value)
 }

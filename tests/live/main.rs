@@ -6,6 +6,7 @@
 //! `all` (the long versions); without it the light tests run if the machine can mount.
 
 mod bed;
+mod conform;
 mod crash;
 mod degraded;
 mod disks;

@@ -322,8 +322,9 @@ impl fuser::Filesystem for Adapter {
         self.now(reply, |to| to.getxattr(ino.0, name.as_bytes()), answer);
     }
 
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.now(reply, |to| to.listxattr(ino.0), |reply, names: Vec<u8>| answer_xattr(reply, &names, size));
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let who = caller(request, 0);
+        self.now(reply, |to| to.listxattr(ino.0, &who), |reply, names: Vec<u8>| answer_xattr(reply, &names, size));
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
