@@ -14,7 +14,7 @@ use std::hash::Hasher;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const KEY: [u64; 2] = [0x5eed, 0xc011_1de];
+const KEY: [u64; 2] = [0x5eed, 0x0c01_11de];
 const PAIRS: [[&str; 2]; 2] = [["01c3825d", "0c2a36ae"], ["09210efd", "0c32d7cf"]];
 
 /// A seeded world in which the two random numbers after the first identity are [`KEY`].

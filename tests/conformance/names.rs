@@ -233,7 +233,7 @@ pub fn many_names(place: &dyn Place) {
     place.mkdir("folder", 0o755).unwrap();
     for index in 0..COUNT {
         let path = format!("folder/{index}{}", "x".repeat(index % 200));
-        if index % 3 == 0 { place.mkdir(&path, 0o755).unwrap() } else { place.make(&path, b"") }
+        if index.is_multiple_of(3) { place.mkdir(&path, 0o755).unwrap() } else { place.make(&path, b"") }
     }
     let folder = place.open("folder", FOLDER, 0).unwrap();
     let found = place.list_from(folder, 0);
@@ -254,7 +254,7 @@ pub fn many_names(place: &dyn Place) {
         for entry in some.iter().filter(|entry| entry.name != "." && entry.name != "..") {
             let path = at(folder, &entry.name);
             let number: usize = entry.name.trim_end_matches('x').parse().unwrap();
-            if number % 3 == 0 { place.rmdir(&path).unwrap() } else { place.unlink(&path).unwrap() }
+            if number.is_multiple_of(3) { place.rmdir(&path).unwrap() } else { place.unlink(&path).unwrap() }
         }
     }
     place.close(folder);
