@@ -316,7 +316,8 @@ while (1) {
     my @mine;
     for my $id (@new) {
         if (!rename("$box/new/$id", "$box/cur/$id:2,S")) { next if $!{ENOENT}; die "rename: $!" }
-        open(my $f, '<', "$box/cur/$id:2,S") or die "open: $!"; local $/; my $text = <$f>; close $f;
+        open(my $f, '<', "$box/cur/$id:2,S") or die "open: $!"; local $/; my $text = <$f>;
+        die "read: $!" if $f->error || !defined $text; close $f;
         my ($n) = $id =~ /^\w+\.(\d+)\./; die "WRONG text in $id\n" unless $text eq "$id\n" x (1 + $n * 37 % 900);
         if ($n % 3 == 0) { rename("$box/cur/$id:2,S", "$box/cur/$id:2,RS") or die "flag: $!" }
         push @mine, $id;
