@@ -106,8 +106,15 @@ impl<'a> Cluster<'a> {
         })
         .collect()
     }
-    /// Wait until nothing is left of them, not even an entry among the processes: PostgreSQL takes that for a living server.
     fn end_all(&self) {
+        self.end_processes();
+        if let Some(memory) = &self.memory {
+            // Gone already after a proper stop.
+            let _ = Command::new("ipcrm").args(["-m", memory]).stderr(Stdio::null()).status();
+        }
+    }
+    /// Wait until nothing is left of them, not even an entry among the processes: PostgreSQL takes that for a living server.
+    fn end_processes(&self) {
         let until = Instant::now() + Duration::from_secs(60);
         let mut seen = BTreeSet::new();
         while Instant::now() < until {
@@ -191,10 +198,6 @@ impl Drop for Cluster<'_> {
             println!("PostgreSQL said\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
         }
         self.end_all();
-        if let Some(memory) = &self.memory {
-            // Gone already after a proper stop.
-            let _ = Command::new("ipcrm").args(["-m", memory]).stderr(Stdio::null()).status();
-        }
     }
 }
 
