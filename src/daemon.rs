@@ -367,6 +367,7 @@ impl Running {
     fn finish_for(self, answer: &Sender<Ended>, lazy: bool) -> Result<(), String> {
         self.session.stop_answering();
         self.server.close();
+        crate::disk::file::say_ending();
         self.stopping.store(true, Ordering::Relaxed);
         self.service.stop_tasks();
         let outcome = self.close(answer, lazy);

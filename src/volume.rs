@@ -32,6 +32,8 @@ use witness::Witness;
 pub const SIZE_MIN: u64 = 16 << 20;
 /// How long opening waits for one read of a label or root.
 const EXAMINE_WAIT: Duration = Duration::from_secs(10);
+/// How long opening waits for a daemon that has been unmounted and has still to write.
+const ENDING_WAIT: Duration = Duration::from_secs(30);
 /// Share of a call's deadline for writing the witness.
 const WITNESS_SHARE: f64 = 0.2;
 /// Longest time between a change and the commit that holds it.
@@ -234,6 +236,23 @@ fn close_all(backings: &[Arc<dyn Backing>]) {
     }
 }
 
+/// Open a replica; if a daemon holds it that has been unmounted, once that one has let go.
+fn open_after_its_holder(path: &Path, mode: Mode) -> Result<Arc<dyn Backing>, file::OpenError> {
+    let until = Instant::now() + ENDING_WAIT;
+    let mut told = false;
+    loop {
+        let opened = file::open(path, mode, None);
+        if !matches!(opened, Err(file::OpenError::Busy(_))) || Instant::now() >= until {
+            return opened;
+        }
+        let Some(process) = file::ending_holder(path) else { return opened };
+        if !std::mem::replace(&mut told, true) {
+            let place = path.display();
+            log::warn!("{place}: waiting for process {process}, which has been unmounted and has still to write");
+        }
+    }
+}
+
 /// Open what is there of `paths`: (replicas, those that are not there with the reason).
 #[allow(clippy::type_complexity)]
 pub fn open_paths(paths: &[PathBuf], mode: Mode) -> Result<(Vec<Present>, Vec<(String, String)>), StoreError> {
@@ -246,7 +265,7 @@ pub fn open_paths(paths: &[PathBuf], mode: Mode) -> Result<(Vec<Present>, Vec<(S
             return refused(format!("{}: given twice", path.display()));
         }
         seen.push(full.clone());
-        match file::open(&full, mode, None) {
+        match open_after_its_holder(&full, mode) {
             Ok(backing) => match recover::examine(&*backing, EXAMINE_WAIT) {
                 Ok(found) => present.push(Present { path: full.display().to_string(), backing, found }),
                 Err(why) => {

@@ -11,11 +11,13 @@
 //! before a block is read to be proven.
 
 mod container;
+mod holder;
 mod inspecting;
 mod isolate;
 mod opening;
 mod threads;
 
+pub use holder::{ending_holder, say_ending};
 pub use inspecting::inspect;
 pub use isolate::{apart, close_inherited, isolate};
 

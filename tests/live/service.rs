@@ -183,6 +183,10 @@ fn can_freeze() -> bool {
 }
 
 fn frozen() -> (Frozen, [PathBuf; 2], i32) {
+    frozen_with("deadline=1s")
+}
+
+fn frozen_with(options: &str) -> (Frozen, [PathBuf; 2], i32) {
     let disks = Frozen(Bed::bare());
     let bed = &disks.0;
     shell(
@@ -193,7 +197,7 @@ fn frozen() -> (Frozen, [PathBuf; 2], i32) {
     let places = [bed.a.join("replica"), bed.b.join("replica")];
     let [a, b] = &places;
     bed.stablefs(["format".as_ref(), "--size".as_ref(), "100M".as_ref(), a.as_os_str(), b.as_os_str()]).ok();
-    bed.mount_of(&[a, b], "deadline=1s").ok();
+    bed.mount_of(&[a, b], options).ok();
     fs::write(bed.at("synced"), b"synced").unwrap();
     bed.sync();
     let daemon = bed.daemon();
@@ -250,6 +254,34 @@ fn signals_are_heard_while_disks_hang() {
         has_ended
     });
     thaw_and_check(&disks, &places, daemon);
+    bed.umount().ok();
+}
+
+/// Goal: whoever mounts again what `umount` has just detached gets it when the daemon has written its last commit; one that
+/// serves a mount is not waited for.
+#[test]
+fn a_mount_waits_for_the_daemon_before_it() {
+    // SEMANTICS: REFUSE-3
+    if !can_freeze() {
+        return;
+    }
+    let (disks, [a, b], daemon) = frozen_with("deadline=60s");
+    let bed = &disks.0;
+    let second = bed.path().join("second");
+    fs::create_dir(&second).unwrap();
+    let said = run(bed.command().args(["mount".as_ref(), a.as_os_str(), b.as_os_str(), second.as_os_str()])).code(1);
+    assert!(said.err.contains("is in use") && !said.err.contains("waiting"), "{said}");
+    rustix::mount::unmount(&bed.mnt, rustix::mount::UnmountFlags::empty()).unwrap();
+    let told = bed.path().join("told");
+    let mut mount = bed.command();
+    mount.arg("mount").args([&a, &b]).arg(&bed.mnt).stderr(fs::File::create(&told).unwrap());
+    let mut mount = mount.spawn().unwrap();
+    let tells = || fs::read_to_string(&told).unwrap().contains(&format!("waiting for process {daemon}"));
+    wait_until("the mount waits", || tells() || mount.try_wait().unwrap().is_some());
+    assert!(tells(), "{}", fs::read_to_string(&told).unwrap());
+    shell(bed.path(), "fsfreeze -u a; fsfreeze -u b").ok();
+    assert!(mount.wait().unwrap().success(), "{}", fs::read_to_string(&told).unwrap());
+    assert_eq!(fs::read(bed.at("late")).unwrap(), b"late");
     bed.umount().ok();
 }
 
