@@ -1,100 +1,14 @@
-//! Conformance suites, and much work through little memory.
+//! Much work through little memory.
 
-use super::bed::{Bed, Scale, bytes, can_work_hard, is_root, run, scale, shell};
+use super::bed::{Bed, Scale, bytes, can_work_hard, scale, shell};
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::Instant;
 
 /// These tests saturate a disk that both replicas share; what a slow disk may cost is not their question.
 const PATIENT: &str = "deadline=60s";
 /// Most memory that the daemon may ever have had.
 const MEMORY_MAX_KIB: u64 = 400 * 1024;
-
-fn tool(name: &str) -> Option<PathBuf> {
-    let folder = std::env::var_os("STABLEFS_TEST_TOOLS").map(PathBuf::from);
-    let found = folder.map(|folder| folder.join(name)).filter(|path| path.exists());
-    if found.is_none() {
-        assert!(scale() < Scale::Default, "{name} is missing in STABLEFS_TEST_TOOLS: run scripts/test");
-        println!("skipped: {name} is not there; scripts/test builds it");
-    }
-    found
-}
-
-fn fsx(options: &str, operations: u32) {
-    if !can_work_hard() {
-        return;
-    }
-    let Some(fsx) = tool("fsx") else { return };
-    let bed = Bed::formatted("1G");
-    bed.mount(&format!("{PATIENT}{options}")).ok();
-    fs::write(bed.path().join("fsx.toml"), FSX).unwrap();
-    let began = Instant::now();
-    let said = run(Command::new(fsx)
-        .args(["-N", &operations.to_string(), "-S", "20261123", "-f"])
-        .arg(bed.path().join("fsx.toml"))
-        .args(["-P"])
-        .arg(bed.path())
-        .arg(bed.at("fsx.data")))
-    .ok();
-    println!("fsx: {operations} operations in {:?}\n{}", began.elapsed(), said.out.lines().last().unwrap_or_default());
-    bed.umount_and_check();
-}
-
-/// What the program does to a file, with weights; without what is not promised (see docs/SEMANTICS.md).
-const FSX: &str = "flen = 1048576\n[opsize]\nmax = 131072\n[weights]\nread = 10\nwrite = 10\nmapread = 5\nmapwrite = 5\n\
-    truncate = 3\ninvalidate = 1\nclose_open = 1\nfsync = 0.3\nfdatasync = 0.3\npunch_hole = 2\nsendfile = 1\n\
-    posix_fallocate = 1\ncopy_file_range = 3\n";
-
-/// Goal: 100,000 random operations on one file, mapped ones among them, without a mismatch.
-#[test]
-fn heavy_fsx_finds_no_mismatch() {
-    fsx("", 100_000);
-}
-
-/// Goal: the same where the kernel holds pages back.
-#[test]
-fn heavy_fsx_finds_no_mismatch_with_the_writeback_cache() {
-    fsx(",writeback", if scale() == Scale::All { 100_000 } else { 25_000 });
-}
-
-/// Goal: the POSIX suite holds in at least 95 of 100 cases; prints those that do not.
-#[test]
-fn heavy_pjdfstest_holds() {
-    // SEMANTICS: NS-1
-    if !can_work_hard() {
-        return;
-    }
-    if !is_root() {
-        println!("skipped: needs root, to act as several users");
-        return;
-    }
-    let Some(pjdfstest) = tool("pjdfstest") else { return };
-    let bed = Bed::formatted("512M");
-    bed.mount(PATIENT).ok();
-    bed.open_to_others();
-    // Its sockets' paths must stay below 108 bytes, and it panics on paths below 12.
-    let folder = bed.at("p");
-    fs::create_dir(&folder).unwrap();
-    fs::set_permissions(&folder, fs::Permissions::from_mode(0o777)).unwrap();
-    let config = bed.path().join("pjdfstest.toml");
-    let text = "[features.posix_fallocate]\n[features.utime_now]\n[features.utimensat]\n[features.rename_ctime]\n\
-        [settings]\nnaptime = 0.01\nallow_remount = false\n\
-        [dummy_auth]\nentries = [[\"nobody\", \"nogroup\"], [\"daemon\", \"daemon\"]]\n";
-    fs::write(&config, text).unwrap();
-    let said = run(Command::new(pjdfstest).arg("-c").arg(config).arg("-p").arg(&folder).current_dir(&folder));
-    // Colours are escape sequences around the words.
-    let verdict = |line: &&str, word: &str| line.trim_end().trim_end_matches("\u{1b}[0m").ends_with(word);
-    let lines = |word: &'static str| said.out.lines().filter(move |line| verdict(line, word));
-    let (good, bad) = (lines("ok").count(), lines("FAILED").count());
-    lines("FAILED").for_each(|line| println!("{line}"));
-    println!("pjdfstest: {good} hold, {bad} do not; {}", said.out.lines().last().unwrap_or_default());
-    assert!(good + bad > 100, "it did not run: {said}");
-    assert!(good * 100 >= (good + bad) * 95, "only {good} of {} hold", good + bad);
-    bed.umount_and_check();
-}
 
 /// Goal: much data passes through while the daemon's memory stays small. Prints VmHWM.
 #[test]

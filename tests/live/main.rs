@@ -22,6 +22,8 @@ mod rot;
 mod service;
 mod sqlite;
 mod stacked;
+mod stress;
+mod suites;
 mod system;
 mod tally;
 mod trees;
