@@ -191,16 +191,23 @@ impl Adapter {
     }
 }
 
-/// What we ask of the kernel. Not ASYNC_DIO: after an asynchronous O_DIRECT write nothing drops the pages that somebody has
-/// read meanwhile (`fuse_direct_IO` returns EIOCBQUEUED, `generic_file_direct_write` leaves them then), and others go on
-/// seeing old bytes (xfstests generic/451). HANDLE_KILLPRIV_V2: set-id bits and file capabilities are taken by us (`fs::privileges`), and
-/// the kernel need not ask for them before each write; fuser 0.18 hides the bit from us in SETATTR, OPEN and CREATE, so that
-/// we go by who asks (`words::looked_up`). Never with fuser 0.18: SETXATTR_EXT (panics), SECURITY_CTX, CREATE_SUPP_GROUP, ALLOW_IDMAP, REQUEST_TIMEOUT (accepted, not implemented).
+/// What we ask of the kernel.
+///
+/// HANDLE_KILLPRIV_V2: set-id bits and file capabilities are taken by us (`fs::privileges`), and the kernel need not ask for
+/// them before each write; fuser 0.18 hides the bit from us in SETATTR, OPEN and CREATE, so that we go by who asks
+/// (`words::looked_up`).
+///
+/// Not ASYNC_DIO: after an asynchronous O_DIRECT write nothing drops the pages that somebody has read meanwhile
+/// (`fuse_direct_IO` returns EIOCBQUEUED, `generic_file_direct_write` leaves them then), and others go on seeing old bytes
+/// (xfstests generic/451). Not ATOMIC_O_TRUNC: by OPEN we would have cut a program that runs before the kernel refuses it
+/// with `ETXTBSY`; without, it checks first and then asks by SETATTR.
+///
+/// Never with fuser 0.18: SETXATTR_EXT (panics), SECURITY_CTX, CREATE_SUPP_GROUP, ALLOW_IDMAP, REQUEST_TIMEOUT (accepted,
+/// not implemented).
 fn capabilities(writeback: bool) -> InitFlags {
     let mut wanted = InitFlags::FUSE_PARALLEL_DIROPS
         | InitFlags::FUSE_DO_READDIRPLUS
         | InitFlags::FUSE_READDIRPLUS_AUTO
-        | InitFlags::FUSE_ATOMIC_O_TRUNC
         | InitFlags::FUSE_CACHE_SYMLINKS
         | InitFlags::FUSE_EXPLICIT_INVAL_DATA
         | InitFlags::FUSE_EXPORT_SUPPORT

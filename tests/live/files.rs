@@ -228,3 +228,28 @@ fn times_and_numbers_outlive_a_crash() {
     }
     bed.umount_and_check();
 }
+
+/// Goal: to open a program that runs so that it is cut is refused, and it is not cut.
+#[test]
+fn a_program_that_runs_is_not_cut() {
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::mounted("64M");
+    let program = bed.at("sleep");
+    shell(&bed.mnt, "cp \"$(command -v sleep)\" sleep").ok();
+    let len = fs::metadata(&program).unwrap().len();
+    let mut child = Command::new(&program).arg("600").spawn().unwrap();
+    let cut = |flags| {
+        let error =
+            rustix::fs::open(&program, flags | rustix::fs::OFlags::TRUNC, rustix::fs::Mode::empty()).map(|_| ());
+        (error, fs::metadata(&program).unwrap().len())
+    };
+    let (reading, writing) = (cut(rustix::fs::OFlags::RDONLY), cut(rustix::fs::OFlags::WRONLY));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(reading, (Err(rustix::io::Errno::TXTBSY), len));
+    assert_eq!(writing, (Err(rustix::io::Errno::TXTBSY), len));
+    assert_eq!(cut(rustix::fs::OFlags::WRONLY), (Ok(()), 0));
+    bed.umount_and_check();
+}
