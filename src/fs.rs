@@ -271,12 +271,15 @@ impl Filesystem {
     /// Room and limits.
     pub fn statfs(&self) -> StatFs {
         let space = self.store.space();
+        let free = space.free.saturating_add(space.waiting);
+        // Nodes for what fills it: who asks how much there is, and takes it, is to get it.
+        let free = free.saturating_sub((free / 1024 + 512).min(free / 8));
         StatFs {
             blocks: space.blocks,
-            bfree: space.free,
-            bavail: space.free,
-            files: space.inodes.saturating_add(space.free),
-            ffree: space.free,
+            bfree: free,
+            bavail: free,
+            files: space.inodes.saturating_add(free),
+            ffree: free,
             bsize: crate::format::BLOCK as u32,
             namelen: NAME_MAX as u32,
         }

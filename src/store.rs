@@ -104,6 +104,8 @@ pub struct SpaceInfo {
     pub blocks: u64,
     /// For new data.
     pub free: u64,
+    /// What the next commits give back beside that; whoever needs it waits for them.
+    pub waiting: u64,
     /// In use, waiting for reuse and reserved.
     pub used: u64,
     /// Inodes in use.
@@ -242,13 +244,10 @@ impl Store {
         // A container cannot grow beyond what is free below the fullest replica.
         let below = self.mirror.health().iter().filter_map(|h| h.bytes_free_below).min();
         let below = below.filter(|_| self.label.grows).map_or(u64::MAX, |bytes| bytes / crate::format::BLOCK as u64);
-        // What the next commits give back is waited for by whoever needs it.
-        let dead = self.view().committed.root.dead_blocks();
-        let backed = self.space.free_backed().saturating_add(below);
-        let free = self.space.free().min(backed).saturating_add(dead).saturating_sub(taken);
-        // Nodes for what fills it: who asks how much there is, and takes it, is to get it.
-        let free = free.saturating_sub((free / 1024 + 512).min(free / 8));
-        SpaceInfo { blocks, free, used: blocks - free.min(blocks), inodes: counted(&self.inodes) }
+        let free = self.space.free().min(self.space.free_backed().saturating_add(below)).saturating_sub(taken);
+        // Something always waits: what each group rewrites.
+        let waiting = self.view().committed.root.dead_blocks().saturating_sub(self.reserve_blocks());
+        SpaceInfo { blocks, free, waiting, used: blocks - free.min(blocks), inodes: counted(&self.inodes) }
     }
 
     /// Blocks kept back so that deletes and repair stay possible: 5 %, 2 MiB to 128 MiB.

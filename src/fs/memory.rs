@@ -216,7 +216,7 @@ impl StoreApi for MemoryStore {
     fn space(&self) -> SpaceInfo {
         let blocks = self.blocks.load(SeqCst);
         let free = self.free();
-        SpaceInfo { blocks, free, used: blocks - free, inodes: self.inodes() as u64 }
+        SpaceInfo { blocks, free, waiting: 0, used: blocks - free, inodes: self.inodes() as u64 }
     }
     fn new_ino(&self) -> u64 {
         self.inos.fetch_add(1, SeqCst)
