@@ -1,6 +1,6 @@
 //! What programs rely on every day, on a healthy mount. Named programs: `programs`, `sqlite`, `postgresql`, `stacked`.
 
-use super::bed::{Bed, bytes, can_mount, can_mount_as_root, lives, shell, wait_until};
+use super::bed::{Bed, Scale, bytes, can_mount, can_mount_as_root, can_work_hard, lives, scale, shell, wait_until};
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
 use std::time::Instant;
@@ -42,14 +42,26 @@ fn holes_are_where_nothing_was_written() {
 #[test]
 fn listings_return_what_stays_exactly_once() {
     // SEMANTICS: NS-3
-    if !can_mount() {
-        return;
+    if can_mount() {
+        list_while_others_come_and_go(3000, 10);
     }
-    let bed = Bed::mounted("128M");
+}
+
+/// Goal: the same of a million in one directory.
+#[test]
+fn heavy_listings_of_very_many_return_each_exactly_once() {
+    // SEMANTICS: NS-3
+    if can_work_hard() {
+        list_while_others_come_and_go(if scale() == Scale::All { 1_000_000 } else { 50_000 }, 2);
+    }
+}
+
+fn list_while_others_come_and_go(stay: usize, times: usize) {
+    let bed = Bed::mounted(if stay > 100_000 { "4G" } else { "256M" });
     let folder = bed.at("list");
     fs::create_dir(&folder).unwrap();
-    for i in 0..3000 {
-        fs::write(folder.join(format!("stays-{i}")), b"").unwrap();
+    for i in 0..stay {
+        fs::File::create(folder.join(format!("stays-{i}"))).unwrap();
     }
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -65,13 +77,13 @@ fn listings_return_what_stays_exactly_once() {
             }
         });
         let outcome = std::panic::catch_unwind(|| {
-            for _ in 0..10 {
+            for _ in 0..times {
                 let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
                 names.retain(|name| name.to_string_lossy().starts_with("stays-"));
                 let seen = names.len();
                 names.sort();
                 names.dedup();
-                assert_eq!((seen, names.len()), (3000, 3000));
+                assert_eq!((seen, names.len()), (stay, stay));
             }
         });
         done.store(true, std::sync::atomic::Ordering::Relaxed);
