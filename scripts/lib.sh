@@ -93,10 +93,11 @@ make_scratch() {
 # replace_between FILE BEGIN END TEXT: TEXT in place of what stands between the lines BEGIN and END.
 replace_between() {
     local new
-    new=$(awk -v begin="$2" -v end="$3" -v text="$4" '
+    # By the environment: what awk is given with -v loses its backslashes.
+    new=$(text=$4 awk -v begin="$2" -v end="$3" '
         $0 == end { inside = 0 }
         !inside { print }
-        $0 == begin { print ""; print text; print ""; inside = 1 }' "$1") || fail "$1 cannot be read"
+        $0 == begin { print ""; print ENVIRON["text"]; print ""; inside = 1 }' "$1") || fail "$1 cannot be read"
     case $new in *"$2"*"$3"*) printf '%s\n' "$new" >"$1" ;; *) fail "$1 has no place for the table" ;; esac
 }
 

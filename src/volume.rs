@@ -236,9 +236,8 @@ fn close_all(backings: &[Arc<dyn Backing>]) {
     }
 }
 
-/// Open a replica; if a daemon holds it that has been unmounted, once that one has let go.
-fn open_after_its_holder(path: &Path, mode: Mode) -> Result<Arc<dyn Backing>, file::OpenError> {
-    let until = Instant::now() + ENDING_WAIT;
+/// Open a replica; if a daemon holds it that has been unmounted, once that one has let go, waiting not longer than `until`.
+fn open_after_its_holder(path: &Path, mode: Mode, until: Instant) -> Result<Arc<dyn Backing>, file::OpenError> {
     let mut told = false;
     loop {
         let opened = file::open(path, mode, None);
@@ -259,13 +258,14 @@ pub fn open_paths(paths: &[PathBuf], mode: Mode) -> Result<(Vec<Present>, Vec<(S
     let mut present: Vec<Present> = Vec::new();
     let mut absent = Vec::new();
     let mut seen: Vec<PathBuf> = Vec::new();
+    let until = Instant::now() + ENDING_WAIT;
     for path in paths {
         let full = path.canonicalize().unwrap_or_else(|_| path.clone());
         if seen.contains(&full) {
             return refused(format!("{}: given twice", path.display()));
         }
         seen.push(full.clone());
-        match open_after_its_holder(&full, mode) {
+        match open_after_its_holder(&full, mode, until) {
             Ok(backing) => match recover::examine(&*backing, EXAMINE_WAIT) {
                 Ok(found) => present.push(Present { path: full.display().to_string(), backing, found }),
                 Err(why) => {

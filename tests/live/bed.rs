@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long any command may take.
-const PATIENCE: Duration = Duration::from_secs(3000);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// How much a test does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
