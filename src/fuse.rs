@@ -94,8 +94,10 @@ pub trait Requests: Send + Sync + 'static {
     fn removexattr(&self, ino: u64, name: &[u8], caller: &Caller) -> Result<(), Errno>;
     /// FALLOCATE.
     fn fallocate(&self, ino: u64, offset: u64, length: u64, mode: i32, caller: &Caller) -> Result<(), Errno>;
-    /// LSEEK with SEEK_DATA or SEEK_HOLE.
-    fn lseek(&self, ino: u64, offset: i64, whence: i32) -> Result<u64, Errno>;
+    /// Whether the kernel may hold written pages of the file.
+    fn may_be_dirty(&self, ino: u64) -> bool;
+    /// LSEEK with SEEK_DATA or SEEK_HOLE; `all_is_here`: the kernel holds no written pages.
+    fn lseek(&self, ino: u64, offset: i64, whence: i32, all_is_here: bool) -> Result<u64, Errno>;
     /// COPY_FILE_RANGE; bytes copied.
     fn copy_file_range(&self, from: (u64, u64), to: (u64, u64), length: u64, caller: &Caller) -> Result<u64, Errno>;
 }
@@ -180,8 +182,11 @@ impl Requests for Filesystem {
     fn fallocate(&self, ino: u64, offset: u64, length: u64, mode: i32, caller: &Caller) -> Result<(), Errno> {
         code(self.fallocate_by(ino, offset, length, mode, caller))
     }
-    fn lseek(&self, ino: u64, offset: i64, whence: i32) -> Result<u64, Errno> {
-        code(self.lseek(ino, offset, whence))
+    fn may_be_dirty(&self, ino: u64) -> bool {
+        self.may_be_dirty(ino)
+    }
+    fn lseek(&self, ino: u64, offset: i64, whence: i32, all_is_here: bool) -> Result<u64, Errno> {
+        code(self.lseek(ino, offset, whence, all_is_here))
     }
     fn copy_file_range(&self, from: (u64, u64), to: (u64, u64), length: u64, caller: &Caller) -> Result<u64, Errno> {
         code(self.copy_file_range_by(from, to, length, caller))

@@ -238,15 +238,21 @@ impl Filesystem {
         Ok(())
     }
 
-    /// Next data or hole at or after `offset`. `whence`: `SEEK_DATA` or `SEEK_HOLE`.
-    pub fn lseek(&self, ino: u64, offset: i64, whence: i32) -> Result<u64, FsError> {
+    /// Whether somebody has `ino` open for writing: the kernel may hold pages of which nobody here knows.
+    pub fn may_be_dirty(&self, ino: u64) -> bool {
+        self.cache.entry(ino).state.lock().writers > 0
+    }
+
+    /// Next data or hole at or after `offset`. `whence`: `SEEK_DATA` or `SEEK_HOLE`. Unless `all_is_here`, all of a file
+    /// that [`Filesystem::may_be_dirty`] is shown as data, as lseek(2) allows.
+    pub fn lseek(&self, ino: u64, offset: i64, whence: i32, all_is_here: bool) -> Result<u64, FsError> {
         let _held = self.locks.acquire(&[(LockKey::Inode(ino), Mode::Shared)]);
         let (entry, inode) = self.load_file(ino)?;
         let offset = u64::try_from(offset).map_err(|_| FsError::NoSuchOffset)?;
         if offset >= inode.size {
             return Err(FsError::NoSuchOffset);
         }
-        let may_be_dirty = entry.state.lock().writers > 0;
+        let may_be_dirty = !all_is_here && entry.state.lock().writers > 0;
         let block = offset / BLOCK as u64;
         match whence {
             libc::SEEK_DATA if may_be_dirty => Ok(offset),

@@ -18,8 +18,8 @@ use fuser::{
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use words::answer_empty_outcome;
 
@@ -27,6 +27,8 @@ use words::answer_empty_outcome;
 const TRUST: Duration = Duration::from_secs(3600);
 /// Entries asked of `fs` at first for a listing without attributes.
 const LISTING_STEP: usize = 64;
+/// Seeks that may wait at once for the kernel to send what it holds of a file.
+const SEEKERS: usize = 8;
 /// Requests that the kernel may have waiting in the background.
 const BACKGROUND_MAX: u16 = 64;
 
@@ -54,8 +56,15 @@ impl Session {
         let mut open_flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
         open_flags.set(FopenFlags::FOPEN_NOFLUSH, !options.writeback);
         let core = Arc::new(Core { requests: requests.clone(), stopped: stopped.clone(), open_flags });
-        let adapter =
-            Adapter { core, lanes: Lanes::start(options.threads)?, writeback: options.writeback, on_end: Some(on_end) };
+        let kernel = Arc::new(Kernel::default());
+        let adapter = Adapter {
+            core,
+            lanes: Lanes::start(options.threads)?,
+            seekers: Lanes::start(SEEKERS)?,
+            kernel: kernel.clone(),
+            writeback: options.writeback,
+            on_end: Some(on_end),
+        };
         let mut config = Config::default();
         config.n_threads = Some(options.threads);
         // Each clone opens the device again: an ordinary user may not be allowed to.
@@ -63,15 +72,8 @@ impl Session {
             rustix::fs::access("/dev/fuse", rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK).is_ok();
         let session = fuser::Session::from_fd(adapter, descriptor, SessionACL::All, config)?;
         let notifier = Arc::new(session.notifier());
-        let lent = Arc::downgrade(&notifier);
-        requests.tell_of_modes(Box::new(move |ino| {
-            // Attributes alone, at no offset: this waits for nobody, also while the kernel waits for our answer.
-            if let Some(notifier) = lent.upgrade()
-                && let Err(error) = notifier.inval_inode(INodeNo(ino), -1, 0)
-            {
-                log::debug!("the kernel did not take the news of the mode of inode {ino}: {error}");
-            }
-        }));
+        kernel.notifier.get_or_init(|| Arc::downgrade(&notifier));
+        requests.tell_of_modes(Box::new(move |ino| kernel.look_again(INodeNo(ino))));
         Ok(Session { inner: session.spawn()?, _notifier: notifier, stopped })
     }
 
@@ -86,6 +88,34 @@ impl Session {
     }
 }
 
+/// What we tell the kernel unasked.
+#[derive(Default)]
+struct Kernel {
+    /// Set before the first request is served.
+    notifier: OnceLock<Weak<fuser::Notifier>>,
+}
+
+impl Kernel {
+    /// Have it ask for the attributes of `ino` when it needs them. They alone, at no offset: this waits for nobody, also
+    /// while the kernel waits for our answer.
+    fn look_again(&self, ino: INodeNo) {
+        if let Some(Err(error)) = self.notifier().map(|notifier| notifier.inval_inode(ino, -1, 0)) {
+            log::debug!("the kernel did not take the news of the mode of inode {ino}: {error}");
+        }
+    }
+
+    /// Have it send every page of `ino` from `offset` on that it holds and did not send, and forget them all
+    /// (`invalidate_inode_pages2_range` in mm/truncate.c). Says whether it did. Waits for our answers to these WRITEs: only
+    /// for threads that answer none.
+    fn send_pages(&self, ino: INodeNo, offset: i64) -> bool {
+        self.notifier().is_some_and(|notifier| notifier.inval_inode(ino, offset.max(0), 0).is_ok())
+    }
+
+    fn notifier(&self) -> Option<Arc<fuser::Notifier>> {
+        self.notifier.get()?.upgrade()
+    }
+}
+
 /// What a request needs to be answered on any thread.
 struct Core {
     requests: Arc<dyn Requests>,
@@ -96,6 +126,9 @@ struct Core {
 struct Adapter {
     core: Arc<Core>,
     lanes: Lanes,
+    /// For a seek in a file of which the kernel may hold pages: they wait for WRITEs, which take the other lanes.
+    seekers: Lanes,
+    kernel: Arc<Kernel>,
     writeback: bool,
     on_end: Option<Box<dyn FnOnce() + Send + Sync>>,
 }

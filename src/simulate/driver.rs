@@ -459,7 +459,7 @@ impl Driver {
         let file = self.now().nodes[&ino].file().expect("only files have holes");
         let mut at = 0;
         while at < file.len() {
-            let data = match self.filesystem.lseek(ino, at as i64, libc::SEEK_DATA) {
+            let data = match self.filesystem.lseek(ino, at as i64, libc::SEEK_DATA, true) {
                 Ok(data) => data as usize,
                 Err(FsError::NoSuchOffset) => file.len(),
                 Err(error) => return Err(format!("SEEK_DATA in inode {ino}: {}", describe(&error))),
@@ -470,7 +470,7 @@ impl Driver {
             if data == file.len() {
                 break;
             }
-            let hole = self.filesystem.lseek(ino, data as i64, libc::SEEK_HOLE).map_err(|e| describe(&e))?;
+            let hole = self.filesystem.lseek(ino, data as i64, libc::SEEK_HOLE, true).map_err(|e| describe(&e))?;
             at = (hole as usize).max(data + 1);
         }
         Ok(())

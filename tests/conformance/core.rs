@@ -221,7 +221,7 @@ impl Place for Core {
     }
     fn forget(&self, _handle: Handle) {}
     fn seek(&self, handle: Handle, offset: u64, whence: i32) -> Result<u64> {
-        code(self.requests().lseek(self.opened(handle).ino, offset as i64, whence))
+        code(self.requests().lseek(self.opened(handle).ino, offset as i64, whence, true))
     }
     fn allocate(&self, handle: Handle, mode: i32, offset: u64, length: u64) -> Result<()> {
         code(self.requests().fallocate(self.opened(handle).ino, offset, length, mode, &self.caller()))

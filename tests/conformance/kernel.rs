@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)] // Mappings, locks and processes have no safe calls.
 
+use super::bytes::data;
 use super::place::{Errno, Handle, Kind, Place, Usual, refused};
 use super::real::{Real, last_error};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
@@ -327,6 +328,25 @@ impl Drop for Mapping {
         // SAFETY: all of this mapping, which nobody uses any more.
         unsafe { libc::munmap(self.0.cast(), self.1) };
     }
+}
+
+pub fn what_the_kernel_still_holds_is_no_hole(place: &Real) {
+    const MIB: usize = 1 << 20;
+    let handle = place.open("file", libc::O_RDWR | libc::O_CREAT, 0o644).unwrap();
+    place.resize(handle, 8 * MIB as u64).unwrap();
+    let map = Mapping::new(&place.file(handle), 8 * MIB, libc::MAP_SHARED);
+    for (at, byte) in [(1, 1), (5, 2)] {
+        map.put(at * MIB, &[byte]);
+        place.write_all(handle, ((at + 1) * MIB) as u64, &[byte; 100]);
+    }
+    place.write_all(handle, 9 << 20, &[3; 5000]);
+    let block = |mib: u64| (mib << 20)..(mib << 20) + 4096;
+    assert_eq!(data(place, handle), [block(1), block(2), block(5), block(6), 9 << 20..(9 << 20) + 5000]);
+    map.put(3 * MIB, &[4]);
+    assert_eq!(place.seek(handle, 3 << 20, libc::SEEK_DATA).unwrap(), 3 << 20, "stored after a look");
+    assert_eq!([1, 3, 4, 6].map(|at| map.get(at * MIB, 1)[0]), [1, 4, 0, 2], "and nothing is lost by it");
+    drop(map);
+    place.close(handle);
 }
 
 pub fn shared_mappings_are_the_file(place: &Real) {

@@ -68,6 +68,7 @@ pub const SCENARIOS: &[Scenario] = table! {
     Kernel: Real kernel::{
         paths_that_are_too_long, loops_of_links, places_that_are_busy_or_elsewhere, handles_that_cannot,
         programs_that_run, whole_file_locks, locks_of_processes, locks_of_open_files, shared_mappings_are_the_file,
+        what_the_kernel_still_holds_is_no_hole,
         stores_behind_the_end, private_mappings_are_not, mappings_beyond_the_end, direct_beside_buffered_and_mapped,
         writes_that_wait_for_the_disk, two_processes_append, pipes_and_sockets, what_is_not_promised,
     }

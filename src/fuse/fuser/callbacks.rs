@@ -410,9 +410,19 @@ impl fuser::Filesystem for Adapter {
         whence: i32,
         reply: ReplyLseek,
     ) {
-        let work =
-            move |to: &dyn Requests| i64::try_from(to.lseek(ino.0, offset, whence)?).map_err(|_| libc::EOVERFLOW);
-        self.data(reply, work, |reply, found| reply.offset(found));
+        let work = move |to: &dyn Requests, all_is_here| {
+            i64::try_from(to.lseek(ino.0, offset, whence, all_is_here)?).map_err(|_| libc::EOVERFLOW)
+        };
+        let answer = |reply: ReplyLseek, found| reply.offset(found);
+        if !self.core.requests.may_be_dirty(ino.0) {
+            return self.data(reply, move |to| work(to, false), answer);
+        }
+        let (core, kernel) = (self.core.clone(), self.kernel.clone());
+        let job = move || {
+            let sent = kernel.send_pages(ino, offset);
+            core.run(reply, |to| work(to, sent), answer);
+        };
+        self.seekers.push_names(Box::new(job));
     }
 
     fn copy_file_range(

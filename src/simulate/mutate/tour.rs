@@ -136,12 +136,12 @@ fn read_all(fs: &Filesystem, attr: &Attr, hash: &mut dyn Hasher) -> Result<(), F
     }
     let mut at = 0;
     for _ in 0..STRETCHES_MAX {
-        let data = match fs.lseek(attr.ino, at, libc::SEEK_DATA) {
+        let data = match fs.lseek(attr.ino, at, libc::SEEK_DATA, false) {
             Ok(data) => data,
             Err(FsError::NoSuchOffset) => return Ok(()),
             Err(error) => return Err(error),
         };
-        let hole = fs.lseek(attr.ino, i64::try_from(data).unwrap_or(i64::MAX), libc::SEEK_HOLE)?;
+        let hole = fs.lseek(attr.ino, i64::try_from(data).unwrap_or(i64::MAX), libc::SEEK_HOLE, false)?;
         hash.write_u64(data);
         fs.read(attr.ino, data, &mut piece, READ_MAX.min(u32::try_from(hole - data).unwrap_or(READ_MAX)))?;
         hash.write(&piece);

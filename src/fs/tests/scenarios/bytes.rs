@@ -39,7 +39,7 @@ fn holes_are_told_only_when_nobody_writes(rig: &Rig) {
     let ino = file(&fs, b"f", b"");
     fs.write(ino, 3 * BLOCK_U64, &[1; BLOCK], false, false).unwrap();
     resize(&fs, ino, 10 * BLOCK_U64);
-    let seek = |offset, whence| fs.lseek(ino, offset, whence);
+    let seek = |offset, whence| fs.lseek(ino, offset, whence, false);
     assert_eq!(seek(5, libc::SEEK_DATA).unwrap(), 3 * BLOCK_U64);
     assert_eq!(seek(5, libc::SEEK_HOLE).unwrap(), 5);
     assert_eq!(seek(3 * BLOCK as i64 + 1, libc::SEEK_HOLE).unwrap(), 4 * BLOCK_U64);
