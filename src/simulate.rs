@@ -170,6 +170,8 @@ tally! {
     strangers: "mounts refused with a foreign or copied disk",
     /// Replaces begun.
     replaces: "replaces",
+    /// Returns begun.
+    returns: "returns",
     /// Scrubs.
     scrubs: "scrubs",
     /// Offline checks.

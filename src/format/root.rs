@@ -27,7 +27,7 @@
 //! | 216 | 8 | space: blocks of zones that have space below on every replica |
 //! | 224 | 8 | space: no zone below this one lacks space below |
 //! | 232 | 24 | reserved, zero |
-//! | 256 | 4 × 64 | members: replica 16, state 1, role 1, reserved 6, since version 8, since ns 8, reserved 24 |
+//! | 256 | 4 × 64 | members: replica 16, state 1, role 1, reserved 6, since version 8, since ns 8, synced group 8, reserved 16 |
 //! | 512 | 64 × 24 | chain of epochs, oldest first: id 16, first version 8 |
 //! | 2048 | 32 × 64 | dead lists, oldest first: first group 8, last group 8, pointer 32, blocks 8, reserved 8 |
 
@@ -78,6 +78,8 @@ pub struct Member {
     pub since_version: u64,
     /// When that was, ns since 1970.
     pub since_ns: u64,
+    /// Of one that is not in sync: it holds every block that was born in this group or before, and is still in use; 0: not known.
+    pub synced_txg: Txg,
 }
 
 /// A stretch of history.
@@ -210,6 +212,7 @@ impl Root {
             out[at + 17] = member.role;
             out[at + 24..at + 32].copy_from_slice(&member.since_version.to_le_bytes());
             out[at + 32..at + 40].copy_from_slice(&member.since_ns.to_le_bytes());
+            out[at + 40..at + 48].copy_from_slice(&member.synced_txg.to_le_bytes());
         }
         for (i, epoch) in self.chain.iter().enumerate() {
             let at = CHAIN_AT + i * EPOCH;
@@ -280,6 +283,7 @@ impl Root {
             "has space inside the volume",
         )?;
         require(root.tree.is_none_or(|(_, p)| p.birth <= root.txg), WHAT, "is not older than its tree")?;
+        require(root.members.iter().all(|m| m.synced_txg <= root.txg), WHAT, "is not older than what its members hold")?;
         let past = |head: &DeadHead| head.last <= root.txg && head.ptr.birth <= root.txg;
         require(root.dead.iter().all(past), WHAT, "is not older than its dead lists")?;
         Ok(root)
@@ -299,7 +303,7 @@ fn decode_members(bytes: &[u8], count: usize) -> Result<Vec<Member>, Corrupt> {
             _ => return reject(WHAT, "has members in known states"),
         };
         require((1..=3).contains(&bytes[at + 17]), WHAT, "has members in known roles")?;
-        let reserved = all_zero(&bytes[at + 18..at + 24]) && all_zero(&bytes[at + 40..at + MEMBER]);
+        let reserved = all_zero(&bytes[at + 18..at + 24]) && all_zero(&bytes[at + 48..at + MEMBER]);
         require(reserved, WHAT, "has zero in reserved bytes of members")?;
         let replica = Uuid(bytes[at..at + 16].try_into().expect("16 bytes"));
         require(members.iter().all(|m| m.replica != replica), WHAT, "names each member once")?;
@@ -309,6 +313,7 @@ fn decode_members(bytes: &[u8], count: usize) -> Result<Vec<Member>, Corrupt> {
             role: bytes[at + 17],
             since_version: le64(bytes, at + 24),
             since_ns: le64(bytes, at + 32),
+            synced_txg: le64(bytes, at + 40),
         });
     }
     Ok(members)
@@ -376,6 +381,7 @@ mod tests {
                     role: 1,
                     since_version: 1,
                     since_ns: 4,
+                    synced_txg: 0,
                 })
                 .collect(),
             chain: vec![Epoch { id: Uuid([5; 16]), first_version: 1 }, Epoch { id: Uuid([6; 16]), first_version: 6 }],

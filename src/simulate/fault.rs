@@ -75,7 +75,7 @@ impl Kind {
     }
 
     /// Whether the disk must be out once it has struck.
-    fn puts_out(self) -> bool {
+    pub(super) fn puts_out(self) -> bool {
         matches!(
             self,
             Kind::WriteError

@@ -15,6 +15,7 @@
 //! | degraded mount of either disk | the same; the absent one is not trusted until it is replaced |
 //! | a disk fails, hangs, fills up, vanishes | no error to the application, a root names it out |
 //! | replace, also cut | everything proven on the new disk; or it is no replica, and nothing else changed |
+//! | return | it has what it missed, without what it had being sent; if nothing else befell it, every block is right |
 //! | scrub | what was damaged is healed; on a disk that is good nothing was to be healed, by reads neither |
 //! | fsck -n, fsck -y | finds what there is to find, writes nothing; afterwards nothing is found |
 //! | refusal of both | only where the suspect cannot be examined, is older, foreign or a copy |
@@ -22,6 +23,7 @@
 //! | old, foreign, copied content, forks | refused, or known as behind; never mixed |
 
 mod places;
+mod returning;
 mod trouble;
 
 use super::driver::Driver;
@@ -81,6 +83,11 @@ struct Life {
     split: bool,
     /// Requests to the suspect may fail or hang, now or since its last proof.
     unreliable: bool,
+    /// What the suspect holds may have been damaged since it was last proven; else it only went away, or came back old.
+    hurt: bool,
+    /// Whether a replica that was away is sometimes brought back, and not always replaced; drawn apart, so that other
+    /// histories stay what they were.
+    returns: Option<Random>,
     /// What had been acknowledged when the suspect was first seen to be out.
     out_since: Option<usize>,
     /// Something was acknowledged without this disk: it must not be called in sync.
@@ -91,8 +98,8 @@ struct Life {
     replayed: bool,
     /// By slot: blocks healed there when all were last known to be good.
     healed: Vec<u64>,
-    /// For each slot: its disk, and what that held at an earlier mount.
-    snapshots: Vec<Option<(usize, Image)>>,
+    /// For each slot: its disk, what that held at an earlier mount, and whether that may be damaged.
+    snapshots: Vec<Option<(usize, Image, bool)>>,
     story: Vec<Line>,
     left: usize,
 }
@@ -130,6 +137,8 @@ pub fn life(seed: u64) -> Result<Tally, Failure> {
         suspect: None,
         split: false,
         unreliable: false,
+        hurt: false,
+        returns: seed.is_multiple_of(2).then(|| Random::new(seed ^ 0xbac4)),
         out_since: None,
         behind: None,
         strange: false,
@@ -284,6 +293,9 @@ impl Life {
         driver.unpin()?;
         let fresh = out.is_none() || self.random.below(3) == 0;
         let (place, target) = self.place_for(slot, out.is_some(), fresh);
+        if out.is_some() && !fresh && self.wants_return() {
+            return self.bring_back(driver, slot);
+        }
         self.tell(format!("replace slot {slot} by disk {target} ({place:?})"));
         self.bench.tally.replaces += 1;
         if self.random.below(3) == 0 {
@@ -465,7 +477,8 @@ impl Life {
         for slot in 0..self.slots.len() {
             // One that is kept makes the next writes copy.
             if self.random.below(3) == 0 && !(self.strange && self.suspect == Some(slot)) {
-                self.snapshots[slot] = Some((self.slots[slot], self.disk(slot).snapshot()));
+                let hurt = self.split || self.suspect == Some(slot) && self.hurt;
+                self.snapshots[slot] = Some((self.slots[slot], self.disk(slot).snapshot(), hurt));
             }
         }
         Driver::new(store, &self.bench.power)

@@ -142,6 +142,7 @@ fn first_root(labels: &[Label], create: &CreateStore, world: &dyn World) -> Root
                 role: 1,
                 since_version: 1,
                 since_ns: now,
+                synced_txg: 0,
             })
             .collect(),
         chain: vec![Epoch { id: world.uuid(), first_version: 1 }],

@@ -12,10 +12,12 @@
 
 use super::commit::RootState;
 use super::{Store, StoreError};
-use crate::disk::Mirror;
+use crate::disk::backing::Backing;
 use crate::disk::buffer::{Buf, Slice};
+use crate::disk::{Mirror, ReplicaName};
 use crate::format::geometry::ROOT_SLOTS;
-use crate::format::{Member, MemberState, Root};
+use crate::format::{BLOCK, Member, MemberState, Root, Txg};
+use std::sync::Arc;
 
 /// Called with a root that names fewer replicas, before anything is acknowledged without them.
 pub type ShrinkHook = Box<dyn Fn(&Root) + Send + Sync>;
@@ -73,6 +75,34 @@ impl Store {
         Ok(changed)
     }
 
+    /// The replica in `slot`, which holds every block born in group `synced` or before that is still in use (0: not known),
+    /// takes all new writes from now on, and a root says so: durable on the replica itself, too, whose older roots are void
+    /// then, so that it is never taken for what it was.
+    pub(crate) fn begin_return(
+        &self,
+        slot: usize,
+        name: ReplicaName,
+        backing: Arc<dyn Backing>,
+        synced: Txg,
+    ) -> Result<(), StoreError> {
+        let mut state = self.root.lock();
+        self.mirror.start_returning(slot, name, backing);
+        let mut root = state.root.clone();
+        root.members[slot].synced_txg = synced;
+        if let Err(error) = self.write_root(&mut state, root) {
+            drop(state);
+            self.fail(&error);
+            return Err(error);
+        }
+        // No root goes into a slot meanwhile. A replica that fails here goes out, and says so itself.
+        let void = Slice::whole(Buf::from_slice(&vec![Root::VOID; BLOCK]));
+        for old in (0..ROOT_SLOTS).filter(|old| *old != state.newest_slot) {
+            let _out = self.mirror.write_raw(slot, Root::addr(old), void.clone());
+        }
+        let _out = self.mirror.flush_raw(slot);
+        Ok(())
+    }
+
     /// Write `root` with the next version and the present members, until that is the truth.
     pub(crate) fn write_root(&self, state: &mut RootState, mut root: Root) -> Result<(), StoreError> {
         // A replica can fail at most once each; one more round to write the truth, and one to spare.
@@ -118,7 +148,8 @@ impl Store {
                 // The one that leaves must be recognised as left behind.
                 shrunk |= member.state == MemberState::InSync;
                 let replica = held.name.uuid;
-                *member = Member { replica, state: MemberState::Out, role: 1, since_version: version, since_ns: now };
+                let state = MemberState::Out;
+                *member = Member { replica, state, role: 1, since_version: version, since_ns: now, synced_txg: 0 };
             }
         }
         for (slot, member) in root.members.iter_mut().enumerate() {
@@ -130,6 +161,13 @@ impl Store {
                 MemberState::Out
             };
             if new != member.state {
+                // Before a root was written that calls it in sync, everything that this one reaches was flushed on it.
+                // Of the group that is being committed that is not known.
+                match (member.state, new) {
+                    (MemberState::InSync, _) => member.synced_txg = state.root.txg,
+                    (_, MemberState::InSync) => member.synced_txg = 0,
+                    _ => {}
+                }
                 shrunk |= member.state == MemberState::InSync;
                 member.state = new;
                 member.since_version = version;

@@ -7,7 +7,8 @@
 //! *Fails when*: never; what cannot be read is told to [`Sink::unreadable`], and the walk goes on behind it.
 //! *Order*: tree with file data, dead lists, space. The space part holds the commit lock for a few zones at a time, so
 //! that no slot is written twice meanwhile; the other parts hold no lock.
-//! *Not here*: what to do with a block (`volume::scrub`, `volume::replace`); what proves itself ([`fixed`]).
+//! *Not here*: what to do with a block (`volume::scrub`, `volume::replace`); what proves itself ([`fixed`]);
+//! a random part of it (`sample`).
 //!
 //! **Why no one state is pinned for the whole walk, and nothing is missed.** A block that is reachable at the start and
 //! at the end was reachable all the time: copy-on-write never links again what it has unlinked. Take such a node. It
@@ -17,6 +18,7 @@
 //! cursor. Therefore the cursor steps back by the longest extent whenever the state has changed between two chunks.
 
 pub mod fixed;
+mod sample;
 
 use super::tree::{Top, read_within};
 use super::{Store, StoreError};
@@ -107,6 +109,8 @@ pub trait Sink {
 
 /// How far a walk over the tree is.
 struct Place {
+    /// What was born in this group or before is left out.
+    since: Txg,
     /// Everything below was shown.
     from: Key,
     /// State in which that was so.
@@ -128,13 +132,19 @@ impl Place {
 impl Store {
     /// Show everything reachable by pointers to `sink`.
     pub fn walk(&self, sink: &mut dyn Sink) -> ControlFlow<()> {
-        let mut place = Place { from: Key::MIN, txg: 0, seen: Vec::new() };
+        self.walk_since(0, sink)
+    }
+
+    /// The same, without what was born in group `since` or before. It is not looked at either: what a block points at is no
+    /// younger than the block, so that the cost grows with what was born since, and not with the volume.
+    pub fn walk_since(&self, since: Txg, sink: &mut dyn Sink) -> ControlFlow<()> {
+        let mut place = Place { since, from: Key::MIN, txg: 0, seen: Vec::new() };
         while self.walk_chunk(&mut place, sink)? {
             sink.pause()?;
         }
         sink.pause()?;
-        self.walk_dead(sink)?;
-        self.walk_space(sink)
+        self.walk_dead(since, sink)?;
+        self.walk_space(since, sink)
     }
 
     /// Run `work` on the newest durable root while no commit can begin.
@@ -166,12 +176,14 @@ impl Store {
 
     /// Descend to the next few leaves and show them, their data, and the nodes above that were not shown yet.
     fn walk_leaves(&self, top: Top, place: &mut Place, sink: &mut dyn Sink) -> ControlFlow<(), bool> {
-        let Some((mut level, mut ptr)) = top else { return ControlFlow::Continue(false) };
+        let Some((mut level, mut ptr)) = top.filter(|(_, ptr)| ptr.birth > place.since) else {
+            return ControlFlow::Continue(false);
+        };
         let (mut lower, mut upper) = (Key::MIN, None);
         let mut path = Vec::new();
         loop {
             if level == 0 {
-                self.show_leaves(&[(lower, ptr)], upper, place.from, sink)?;
+                self.show_leaves(&[(lower, ptr, upper)], place, sink)?;
                 return ControlFlow::Continue(false);
             }
             path.push(ptr);
@@ -188,34 +200,41 @@ impl Store {
             };
             let Node::Inner(children) = &node.node else { unreachable!("the level was checked") };
             let at = children.partition_point(|child| child.0 <= place.from).saturating_sub(1);
+            let end_of = |i: usize| children.get(i + 1).map(|child| child.0).or(upper);
+            let mut young = (at..children.len()).filter(|i| children[*i].1.birth > place.since);
             if level == 1 {
                 place.seen = path;
-                let end = (at + LEAVES_AT_ONCE).min(children.len());
-                let next = children.get(end).map(|child| child.0).or(upper);
-                self.show_leaves(&children[at..end], next, place.from, sink)?;
+                let leaves: Vec<_> = young.by_ref().take(LEAVES_AT_ONCE).collect();
+                let next = young.next().map(|i| children[i].0).or(upper);
+                let leaves: Vec<_> = leaves.iter().map(|i| (children[*i].0, children[*i].1, end_of(*i))).collect();
+                self.show_leaves(&leaves, place, sink)?;
                 return place.skip_to(next);
             }
-            upper = children.get(at + 1).map(|child| child.0).or(upper);
+            let Some(at) = young.next() else {
+                place.seen = path;
+                return place.skip_to(upper);
+            };
+            place.from = place.from.max(children[at].0);
+            upper = end_of(at);
             (lower, ptr) = children[at];
             level -= 1;
         }
     }
 
-    /// Show leaves, then the data that their items at or above `from` name.
+    /// Show leaves, each with its bounds, then the data that their items from the place on name.
     fn show_leaves(
         &self,
-        leaves: &[(Key, BlockPtr)],
-        end: Option<Key>,
-        from: Key,
+        leaves: &[(Key, BlockPtr, Option<Key>)],
+        place: &Place,
         sink: &mut dyn Sink,
     ) -> ControlFlow<()> {
-        let mut pieces: Vec<Piece> = leaves.iter().map(|(lower, ptr)| Piece::one(Part::Leaf, lower.ino, ptr)).collect();
+        let one = |(lower, ptr, _): &(Key, BlockPtr, _)| Piece::one(Part::Leaf, lower.ino, ptr);
+        let mut pieces: Vec<Piece> = leaves.iter().map(one).collect();
         pieces.sort_by_key(|piece| piece.addr);
         sink.pieces(&pieces)?;
         let mut data: Vec<Piece> = Vec::new();
-        for (i, (lower, ptr)) in leaves.iter().enumerate() {
-            let upper = leaves.get(i + 1).map(|next| next.0).or(end);
-            let node = match read_within(self, 0, ptr, *lower, upper) {
+        for (lower, ptr, upper) in leaves {
+            let node = match read_within(self, 0, ptr, *lower, *upper) {
                 Ok(node) => node,
                 Err(error) => {
                     sink.unreadable(Part::Leaf, ptr.addr, lower.ino, &error);
@@ -223,8 +242,9 @@ impl Store {
                 }
             };
             let Node::Leaf(items) = &node.node else { unreachable!("the level was checked") };
-            for (key, range) in items.iter().filter(|(key, _)| key.kind == ItemKind::Extent && *key >= from) {
-                if let Err(error) = self.add_extent(*key, &node.block[range.clone()], &mut data) {
+            let wanted = |key: &Key| key.kind == ItemKind::Extent && *key >= place.from;
+            for (key, range) in items.iter().filter(|(key, _)| wanted(key)) {
+                if let Err(error) = self.add_extent(*key, &node.block[range.clone()], place.since, &mut data) {
                     sink.unreadable(Part::Data, ptr.addr, key.ino, &error);
                 }
             }
@@ -232,8 +252,11 @@ impl Store {
         if data.is_empty() { ControlFlow::Continue(()) } else { sink.pieces(&data) }
     }
 
-    fn add_extent(&self, key: Key, value: &[u8], data: &mut Vec<Piece>) -> Result<(), StoreError> {
+    fn add_extent(&self, key: Key, value: &[u8], since: Txg, data: &mut Vec<Piece>) -> Result<(), StoreError> {
         let extent = Extent::decode(key, value)?;
+        if extent.birth <= since {
+            return Ok(());
+        }
         let ExtentBody::Written { addr, sums } = extent.body else { return Ok(()) };
         if !self.label.geometry.holds_data(addr, sums.len() as u64) {
             let corrupt = crate::format::Corrupt { what: "extent", rule: "stands inside a zone" };
@@ -254,9 +277,9 @@ impl Store {
     }
 
     /// Show the blocks that dead lists stand on.
-    fn walk_dead(&self, sink: &mut dyn Sink) -> ControlFlow<()> {
+    fn walk_dead(&self, since: Txg, sink: &mut dyn Sink) -> ControlFlow<()> {
         let pinned = self.view().committed.clone();
-        for head in &pinned.root.dead {
+        for head in pinned.root.dead.iter().filter(|head| head.ptr.birth > since) {
             let mut next = Some(head.ptr);
             let mut ring = dead::Ring::default();
             let mut shown = 0;
@@ -289,11 +312,11 @@ impl Store {
     }
 
     /// Show space nodes and bitmaps in the slots that the newest root names.
-    fn walk_space(&self, sink: &mut dyn Sink) -> ControlFlow<()> {
+    fn walk_space(&self, since: Txg, sink: &mut dyn Sink) -> ControlFlow<()> {
         let mut seen = Vec::new();
         let mut zone = 0;
         while zone < self.label.geometry.zones {
-            zone = self.with_commits_held(|root| self.show_zones(root, zone, &mut seen, sink))?;
+            zone = self.with_commits_held(|root| self.show_zones(root, zone, since, &mut seen, sink))?;
             sink.pause()?;
         }
         ControlFlow::Continue(())
@@ -304,6 +327,7 @@ impl Store {
         &self,
         root: &Root,
         first: u64,
+        since: Txg,
         seen: &mut Vec<BlockPtr>,
         sink: &mut dyn Sink,
     ) -> ControlFlow<(), u64> {
@@ -313,7 +337,7 @@ impl Store {
         for level in (1..=geometry.space_levels()).rev() {
             let width = SPACE_FANOUT.pow(level as u32);
             let index = first / width;
-            if entry.is_pristine() {
+            if entry.is_pristine() || entry.birth <= since {
                 return ControlFlow::Continue((index + 1) * width);
             }
             let addr = geometry.space_node(level, index, entry.slot);
@@ -340,7 +364,7 @@ impl Store {
                 let entry = entries[(zone % SPACE_FANOUT) as usize];
                 let addr = geometry.bitmap(zone, entry.slot);
                 let ptr = BlockPtr { addr, sum: entry.sum, birth: entry.birth };
-                (!entry.is_pristine()).then(|| Piece::one(Part::Bitmap, 0, &ptr))
+                (!entry.is_pristine() && entry.birth > since).then(|| Piece::one(Part::Bitmap, 0, &ptr))
             };
             let pieces: Vec<Piece> = (first..end).filter_map(bitmap).collect();
             if !pieces.is_empty() {

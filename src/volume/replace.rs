@@ -7,7 +7,7 @@
 //! replica is out, and what to do is said. Blocks that no replica has are listed and skipped.
 //! *Order*: blank (labels and roots gone first) → returning, named so by a root → commit → space below → copy → proof, until
 //! a round finds nothing missing → labels → in sync, named so by a root. The label comes last: what is cut before is no replica.
-//! *Not here*: taking back by itself a replica that returns, sending only what it missed.
+//! *Not here*: a replica that returns and is sent only what it missed (`back`), though the copying and proving is the same.
 //!
 //! **Why copy and new writes together are everything.** From `start_returning` (or `attach`) on, every write goes to the new
 //! replica too; the mirror waits for those that began before. The commit that follows closes the group that was open then,
@@ -22,7 +22,7 @@ use crate::disk::backing::{Backing, BackingKind, Done, Op};
 use crate::disk::buffer::{Buf, Slice};
 use crate::disk::{DiskError, Mirror, Proof, ReplicaHealth, ReplicaName, ReplicaState};
 use crate::format::geometry::SPACE_AT;
-use crate::format::{Addr, BLOCK, Geometry, Root};
+use crate::format::{Addr, BLOCK, Geometry, Root, Txg};
 use crate::store::commit::Force;
 use crate::store::walk::fixed::FixedProof;
 use crate::store::walk::{Part, Piece, Sink};
@@ -35,6 +35,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub mod back;
 mod place;
 
 /// Proofs until nothing is missing.
@@ -145,7 +146,6 @@ pub fn resync(
     progress: &mut dyn FnMut(&Progress) -> bool,
 ) -> Result<ReplaceReport, StoreError> {
     let path = name.path.clone();
-    let simulated = backing.facts().kind == BackingKind::Simulated;
     if let Err(refusal) = nothing_hangs(store, &name) {
         backing.close();
         return Err(refusal);
@@ -166,33 +166,26 @@ pub fn resync(
         }
         Place::Taken(_) => store.mirror().attach(name, backing),
     };
-    let mut resync = Resync {
-        store,
-        slot,
-        path,
-        copiers: if simulated { 1 } else { COPIERS },
-        progress,
-        what: "copying",
-        total: 0,
-        tally: Tally::default(),
-        copied: 0,
-        lost: BTreeMap::new(),
-        failure: None,
-        pace: Pace::new(store),
-    };
+    let mut resync = Resync::new(store, slot, path, progress);
     let done = resync.bring_up().and_then(|rounds| resync.join(place).map(|()| rounds));
     let report = match done {
         Ok(rounds) => resync.report(rounds),
         Err(why) => return Err(give_up(store, place, slot, &resync.path, &why)),
     };
-    store.verify_root();
     let (Place::Free(now) | Place::Taken(now)) = place;
-    if !store.mirror().members().contains(now) {
-        // A disk that loses even the root that calls it in sync.
-        let why = store.mirror().health().get(now).map(|health| health.cause.clone()).unwrap_or_default();
-        return Err(refused(format!("{}: {why}: it is out again; choose another place", report.new)));
-    }
+    stays_in(store, now, &report.new)?;
     Ok(report)
+}
+
+/// Look once more at one that has just been called in sync.
+fn stays_in(store: &Store, slot: usize, path: &str) -> Result<(), StoreError> {
+    store.verify_root();
+    if store.mirror().members().contains(slot) {
+        return Ok(());
+    }
+    // A disk that loses even the root that calls it in sync.
+    let why = store.mirror().health().get(slot).map(|health| health.cause.clone()).unwrap_or_default();
+    Err(refused(format!("{path}: {why}: it is out again; choose another place")))
 }
 
 /// The new replica is not to be: nothing else is affected.
@@ -243,6 +236,8 @@ struct Resync<'a> {
     copiers: usize,
     progress: &'a mut dyn FnMut(&Progress) -> bool,
     what: &'static str,
+    /// What was born in this group or before is on it already.
+    since: Txg,
     total: u64,
     /// Of the walk under way.
     tally: Tally,
@@ -253,7 +248,32 @@ struct Resync<'a> {
     pace: Pace,
 }
 
-impl Resync<'_> {
+impl<'a> Resync<'a> {
+    fn new(
+        store: &'a Store,
+        slot: usize,
+        path: String,
+        progress: &'a mut dyn FnMut(&Progress) -> bool,
+    ) -> Resync<'a> {
+        let backing = store.mirror().backing(slot);
+        let simulated = backing.is_some_and(|backing| backing.facts().kind == BackingKind::Simulated);
+        Resync {
+            store,
+            slot,
+            path,
+            copiers: if simulated { 1 } else { COPIERS },
+            progress,
+            what: "copying",
+            since: 0,
+            total: blocks_in_use(store),
+            tally: Tally::default(),
+            copied: 0,
+            lost: BTreeMap::new(),
+            failure: None,
+            pace: Pace::new(store),
+        }
+    }
+
     fn mirror(&self) -> &Mirror {
         self.store.mirror()
     }
@@ -261,7 +281,11 @@ impl Resync<'_> {
     /// Copy and prove; returns the rounds that it took.
     fn bring_up(&mut self) -> Result<u64, String> {
         self.store.commit(Force::Always).map_err(|error| error.to_string())?;
-        self.allocate()?;
+        self.allocate(0..self.store.label().geometry.zones)?;
+        self.copy_and_prove()
+    }
+
+    fn copy_and_prove(&mut self) -> Result<u64, String> {
         self.walk("copying")?;
         for round in 1..=ROUNDS_MAX {
             self.mirror().flush_raw(self.slot).map_err(|error| error.to_string())?;
@@ -302,9 +326,8 @@ impl Resync<'_> {
     fn walk(&mut self, what: &'static str) -> Result<(), String> {
         self.what = what;
         self.tally = Tally::default();
-        self.total = blocks_in_use(self.store);
         let store = self.store;
-        let ended = store.walk(self);
+        let ended = store.walk_since(self.since, self);
         match self.failure.take() {
             Some(failure) => Err(failure),
             None if ended.is_break() => Err("stopped".into()),
@@ -312,13 +335,13 @@ impl Resync<'_> {
         }
     }
 
-    /// Space below for everything that has it on the others.
-    fn allocate(&mut self) -> Result<(), String> {
+    /// Space below for everything in `zones` that has it on the others.
+    fn allocate(&mut self, zones: impl Iterator<Item = u64>) -> Result<(), String> {
         let space = self.store.allocator();
         let geometry = &self.store.label().geometry;
         space.settle_growth();
         let mut run = (0, 0);
-        for zone in 0..geometry.zones {
+        for zone in zones {
             // A bitmap that is lost does not stop the rest; writes will allocate.
             let units = space.backed_units(self.mirror(), zone).unwrap_or(0);
             let len = geometry.zone_len(zone);
@@ -415,22 +438,23 @@ impl Resync<'_> {
         if cause.is_empty() { "it went out".into() } else { cause }
     }
 
-    fn report(mut self, rounds: u64) -> ReplaceReport {
-        let lost = std::mem::take(&mut self.lost);
+    /// Whose the lost blocks are.
+    fn lost_paths(&self) -> Vec<String> {
         let mut paths: BTreeMap<u64, Option<String>> = BTreeMap::new();
-        let lost_paths: Vec<String> = lost
-            .iter()
-            .take(LINES_MAX)
-            .map(|(addr, (part, ino))| {
-                let path = paths.entry(*ino).or_insert_with(|| check::path_of(self.store, *ino));
-                let owner = path.clone().unwrap_or_else(|| format!("inode {ino}"));
-                format!("{owner}: {} at block {addr}", part.name())
-            })
-            .collect();
-        let (proven, copied) = (self.tally.correct, self.copied);
+        let line = |(addr, (part, ino)): (&Addr, &(Part, u64))| {
+            let path = paths.entry(*ino).or_insert_with(|| check::path_of(self.store, *ino));
+            let owner = path.clone().unwrap_or_else(|| format!("inode {ino}"));
+            format!("{owner}: {} at block {addr}", part.name())
+        };
+        self.lost.iter().take(LINES_MAX).map(line).collect()
+    }
+
+    fn report(self, rounds: u64) -> ReplaceReport {
+        let lost_paths = self.lost_paths();
+        let (lost, proven, copied) = (self.lost.len(), self.tally.correct, self.copied);
         let mut summary = format!("{proven} of {proven} blocks present and correct on {}", self.path);
-        if !lost.is_empty() {
-            summary += &format!("; {} more are lost on every replica", lost.len());
+        if lost > 0 {
+            summary += &format!("; {lost} more are lost on every replica");
         }
         ReplaceReport {
             summary,
@@ -439,7 +463,7 @@ impl Resync<'_> {
             bytes_copied: copied * BLOCK as u64,
             blocks_proven: proven,
             rounds,
-            lost: lost.len() as u64,
+            lost: lost as u64,
             lost_paths,
         }
     }

@@ -86,6 +86,7 @@ impl Life {
         };
         self.tell(format!("slot {slot}: {rates:?}"));
         self.unreliable = true;
+        self.hurt = true;
         self.disk(slot).set_rates(rates);
     }
 
@@ -99,11 +100,13 @@ impl Life {
         }
         self.tell(format!("slot {slot}: {kind:?} after {skip} requests"));
         self.unreliable = true;
+        self.hurt |= !kind.puts_out();
         self.disk(slot).faults(|faults| kind.arm(faults, skip));
     }
 
     /// Damage some blocks of the suspect.
     fn damage(&mut self, slot: usize) {
+        self.hurt = true;
         let disk = self.disk(slot);
         let all = disk.addresses();
         if all.is_empty() {
@@ -189,6 +192,7 @@ impl Life {
     pub(super) fn trust(&mut self, store: &Store) {
         self.healed = store.mirror().health().iter().map(|health| health.counters.healed).collect();
         self.suspect = None;
+        self.hurt = false;
         self.out_since = None;
         self.strange = false;
         self.split = false;
@@ -204,7 +208,7 @@ impl Life {
             Some(suspect) => suspect,
             None => self.random.below(self.slots.len() as u64) as usize,
         };
-        let Some((disk, image)) = self.snapshots[slot].clone() else { return };
+        let Some((disk, image, hurt)) = self.snapshots[slot].clone() else { return };
         if self.split || disk != self.slots[slot] || self.random.below(5) > 0 {
             return;
         }
@@ -222,5 +226,6 @@ impl Life {
         self.suspect = Some(slot);
         self.unreliable = true;
         self.strange = what != "old content";
+        self.hurt = hurt;
     }
 }

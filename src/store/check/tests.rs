@@ -49,6 +49,7 @@ fn format(grows: bool) -> Vec<Arc<SimDisk>> {
         role: 1,
         since_version: 1,
         since_ns: 1,
+        synced_txg: 0,
     };
     let root = Root {
         volume: label.volume,

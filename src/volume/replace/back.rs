@@ -1,0 +1,239 @@
+//! Return: a replica that was away is sent what it missed, and nothing else.
+//!
+//! *Guarantees*: it serves nothing before a root calls it in sync; and none does before every block born since it went
+//! was read from its medium and proven. One that was written apart, is another's, or has requests that may still land on it
+//! is refused, and nothing on it is changed. It may be cut at any write and begun again, also by another mount (invariant 7).
+//! *Assumes*: the backing is open and locked. *Fails when*: it fails on the way: it is out, the others are as they were.
+//! *Order*: identity and history → a root that says *returning*, older ones void → commit → sample → what is to be sent is
+//! counted → space below → copy → proof, until a round finds nothing missing → labels → in sync, named so by a root.
+//! *Not here*: when it is tried (`daemon`); the walk and its argument (`super`, `store::walk`).
+//!
+//! **What it holds already.** The last root that called it in sync was written after everything that this root reaches had
+//! been flushed on it (invariant 3). A block that was born in that root's group or before, and is in use now, was in use all
+//! the time since, and has not been written over on anybody. The group is noted in each root while the replica is away
+//! (`Member::synced_txg`). Its own newest root may say less, if it is an old copy; it may also be one that nobody else ever
+//! had, because the power failed: of the group of that root nothing is believed, and the one before was on both.
+//!
+//! Blocks born later are copied and proven. Of those before, a random sample is proven; if one is missing, nothing is believed
+//! any more and every block in use is compared. What rotted there while it was away is found by the next scrub, or by a read.
+
+use super::{Place, ReplicaName, Resync, give_up, nothing_hangs, refused, stays_in};
+use crate::control::Progress;
+use crate::disk::backing::Backing;
+use crate::disk::{Proof, ReplicaState};
+use crate::format::{Addr, BLOCK, MemberState, Root, Txg, Uuid};
+use crate::store::commit::Force;
+use crate::store::recover::Found;
+use crate::store::walk::{Part, Piece, Sink};
+use crate::store::{Store, StoreError};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// Random ways from the top of the tree to a block that are proven before the rest is believed.
+const SAMPLE_WAYS: u32 = 256;
+
+/// What a return did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReturnReport {
+    /// One line.
+    pub summary: String,
+    /// Path of the replica.
+    pub path: String,
+    /// It was taken to hold what was born in this group or before; 0: everything was compared.
+    pub since_group: u64,
+    /// Blocks in use that were born later.
+    pub blocks_missed: u64,
+    /// Of them, written to it beside new writes.
+    pub blocks_copied: u64,
+    /// The same in bytes.
+    pub bytes_copied: u64,
+    /// Blocks read from its medium and proven, in the last round.
+    pub blocks_proven: u64,
+    /// Older blocks that were proven as a sample.
+    pub sampled: u64,
+    /// Rounds of proof.
+    pub rounds: u64,
+    /// Blocks that no replica has.
+    pub lost: u64,
+    /// Whose they are; at most 100 lines.
+    pub lost_paths: Vec<String>,
+}
+
+/// The group up to which a replica, on which `roots` stand (newest first), has everything that is in use in `now`; 0: not known.
+///
+/// # Errors
+/// It is no member, or was written apart: why.
+pub fn holds_until(now: &Root, replica: Uuid, roots: &[(usize, Root)]) -> Result<Txg, String> {
+    let Some(member) = now.members.iter().find(|member| member.replica == replica) else {
+        return Err("is not a replica of this volume any more: another one took its place".into());
+    };
+    let Some((_, own)) = roots.first() else { return Ok(0) };
+    if !now.follows(own.epoch().id, own.version) {
+        return Err(format!(
+            "was written apart from the others (root {} of {}); its changes would be lost. Look at it with \
+             `stablefs mount -o degraded`, then replace it",
+            own.version,
+            crate::world::utc(own.time_ns)
+        ));
+    }
+    let in_own = own.members.iter().find(|member| member.replica == replica);
+    Ok(match in_own {
+        Some(own_member) if own_member.state == MemberState::InSync => member.synced_txg.min(own.txg.saturating_sub(1)),
+        Some(own_member) => member.synced_txg.min(own_member.synced_txg),
+        None => 0,
+    })
+}
+
+/// Bring the replica in `slot`, which is out or missing, back from `backing`, on which `found` stands.
+///
+/// # Errors
+/// It may not be taken back, or failed on the way: it is out, and the others are as they were.
+pub fn bring_back(
+    store: &Store,
+    slot: usize,
+    path: String,
+    backing: Arc<dyn Backing>,
+    found: &Found,
+    progress: &mut dyn FnMut(&Progress) -> bool,
+) -> Result<ReturnReport, StoreError> {
+    let name = ReplicaName { uuid: found.label.replica, path: path.clone() };
+    let begun = may_return(store, slot, &name, found).and_then(|since| {
+        store.declare()?;
+        store.begin_return(slot, name, backing.clone(), since).map(|()| since)
+    });
+    let since = match begun {
+        Ok(since) => since,
+        Err(refusal) => {
+            if store.mirror().health().get(slot).is_none_or(|health| health.state != ReplicaState::Returning) {
+                backing.close();
+            }
+            return Err(refusal);
+        }
+    };
+    let mut resync = Resync::new(store, slot, path.clone(), progress);
+    resync.since = since;
+    let done = resync.catch_up().and_then(|caught| resync.join(Place::Free(slot)).map(|()| caught));
+    let report = match done {
+        Ok((rounds, missed, sampled)) => resync.return_report(rounds, missed, sampled),
+        Err(why) => return Err(give_up(store, Place::Free(slot), slot, &path, &why)),
+    };
+    stays_in(store, slot, &path)?;
+    Ok(report)
+}
+
+/// Whether it is the one, and what it holds.
+fn may_return(store: &Store, slot: usize, name: &ReplicaName, found: &Found) -> Result<Txg, StoreError> {
+    let path = &name.path;
+    let ours = store.label();
+    if found.label.volume != ours.volume || found.label.geometry != ours.geometry {
+        return Err(refused(format!("{path}: is a replica of another volume ({})", found.label.volume)));
+    }
+    let root = store.durable_root();
+    let since = holds_until(&root, name.uuid, &found.roots).map_err(|why| refused(format!("{path}: {why}")))?;
+    if root.members[slot].replica != name.uuid {
+        return Err(refused(format!("{path}: is another replica of this volume")));
+    }
+    nothing_hangs(store, name)?;
+    Ok(since)
+}
+
+impl Resync<'_> {
+    /// Copy and prove what was missed; gives rounds, blocks missed, blocks sampled.
+    fn catch_up(&mut self) -> Result<(u64, u64, u64), String> {
+        self.store.commit(Force::Always).map_err(|error| error.to_string())?;
+        let sampled = if self.since > 0 { self.sample()? } else { 0 };
+        let missed = count_missed(self.store, self.since);
+        self.total = missed.blocks;
+        let zones: Vec<u64> = match self.since {
+            0 => (0..self.store.label().geometry.zones).collect(),
+            _ => missed.zones.into_iter().collect(),
+        };
+        self.allocate(zones.into_iter())?;
+        Ok((self.copy_and_prove()?, missed.blocks, sampled))
+    }
+
+    /// Prove some of what it is taken to hold. If something is not there, believe nothing.
+    fn sample(&mut self) -> Result<u64, String> {
+        let (mirror, slot) = (self.store.mirror(), self.slot);
+        let mut seen: BTreeSet<Addr> = BTreeSet::new();
+        let mut missing = 0;
+        let mut unknown = None;
+        self.store.sample(self.since, SAMPLE_WAYS, &mut |piece| {
+            if unknown.is_some() || !seen.insert(piece.addr) {
+                return;
+            }
+            for proof in mirror.prove(slot, piece.addr, &piece.sums, false) {
+                match proof {
+                    Proof::Correct => {}
+                    Proof::Unproven(why) => unknown = Some(why),
+                    _ => missing += 1,
+                }
+            }
+        });
+        if let Some(why) = unknown {
+            return Err(why);
+        }
+        if missing > 0 {
+            let of = seen.len();
+            ::log::warn!("{}: {missing} of {of} blocks that it must hold are not there: all are compared", self.path);
+            self.since = 0;
+        }
+        Ok(seen.len() as u64)
+    }
+
+    fn return_report(self, rounds: u64, missed: u64, sampled: u64) -> ReturnReport {
+        let (proven, copied, lost) = (self.tally.correct, self.copied, self.lost.len() as u64);
+        let what = if self.since == 0 { "blocks" } else { "blocks that it missed are" };
+        let mut summary = format!("{proven} of {proven} {what} present and correct on {}", self.path);
+        if lost > 0 {
+            summary += &format!("; {lost} more are lost on every replica");
+        }
+        ReturnReport {
+            summary,
+            path: self.path.clone(),
+            since_group: self.since,
+            blocks_missed: missed,
+            blocks_copied: copied,
+            bytes_copied: copied * BLOCK as u64,
+            blocks_proven: proven,
+            sampled,
+            rounds,
+            lost,
+            lost_paths: self.lost_paths(),
+        }
+    }
+}
+
+/// Look at metadata only, so that it is known how much is to be sent, and where it needs space.
+fn count_missed(store: &Store, since: Txg) -> Missed<'_> {
+    let mut missed = Missed { store, blocks: 0, zones: BTreeSet::new() };
+    let _to_the_end = store.walk_since(since, &mut missed);
+    missed
+}
+
+/// Counts what a walk shows.
+struct Missed<'a> {
+    store: &'a Store,
+    blocks: u64,
+    /// Zones whose bitmaps have changed.
+    zones: BTreeSet<u64>,
+}
+
+impl Sink for Missed<'_> {
+    fn pieces(&mut self, pieces: &[Piece]) -> ControlFlow<()> {
+        let geometry = &self.store.label().geometry;
+        for piece in pieces {
+            self.blocks += piece.sums.len() as u64;
+            if piece.part == Part::Bitmap {
+                self.zones.insert((piece.addr - geometry.zones_at) / u64::from(geometry.zone_blocks));
+            }
+        }
+        ControlFlow::Continue(())
+    }
+    fn unreadable(&mut self, _: Part, _: Addr, _: u64, _: &StoreError) {}
+    fn pause(&mut self) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
