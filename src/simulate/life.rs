@@ -259,7 +259,7 @@ impl Life {
         self.bench.tally.healed += report.healed;
         let good = |name: &str| !self.split && self.suspect.is_none_or(|bad| *name != disk_path(self.slots[bad]));
         if let Some(count) = report.replicas.iter().find(|count| good(&count.name) && count.detected > 0) {
-            return Err(format!("a scrub found damage on a disk that is good: {count:?}"));
+            return Err(format!("a scrub found damage on a disk that is good: {count:?}; {report:?}"));
         }
         let after = driver.store.mirror().members();
         if report.lost > 0 || report.failed > 0 || before != after {

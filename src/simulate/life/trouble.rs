@@ -226,6 +226,7 @@ impl Life {
         self.suspect = Some(slot);
         self.unreliable = true;
         self.strange = what != "old content";
-        self.hurt = hurt;
+        // A block that could not be read cannot be now either.
+        self.hurt |= hurt;
     }
 }

@@ -151,6 +151,9 @@ impl Resync<'_> {
             _ => missed.zones.into_iter().collect(),
         };
         self.allocate(zones.into_iter())?;
+        // What cannot be read there might hold something, were it alone.
+        let spare = self.store.prove_spare(&[self.slot], true);
+        self.fixed(spare)?;
         Ok((self.copy_and_prove()?, missed.blocks, sampled))
     }
 
