@@ -55,6 +55,10 @@ enum Command {
     Status(StatusArgs),
     /// Copy everything onto a new replica in place of an old one, on the live mount
     Replace(ReplaceArgs),
+    /// Let a replica return that is away, now; it is sent what it missed
+    Online(OnlineArgs),
+    /// Send a replica away, to unplug its disk for example; it returns with `online`
+    Offline(OfflineArgs),
     /// Prove every block on every replica from the medium, and heal what is damaged
     Scrub(ScrubArgs),
     /// Make everything durable that was done on a mount (sync(2) does not reach it)
@@ -176,6 +180,30 @@ pub(crate) struct ReplaceArgs {
     json: bool,
 }
 
+/// `stablefs online`.
+#[derive(Debug, Args)]
+pub(crate) struct OnlineArgs {
+    /// Mount point
+    mountpoint: PathBuf,
+    /// Path or number of the replica, as status tells it
+    replica: String,
+    /// Tell the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `stablefs offline`.
+#[derive(Debug, Args)]
+pub(crate) struct OfflineArgs {
+    /// Mount point
+    mountpoint: PathBuf,
+    /// Path or number of the replica, as status tells it
+    replica: String,
+    /// Until the next mount only
+    #[arg(short = 't', long)]
+    temporary: bool,
+}
+
 /// `stablefs scrub`.
 #[derive(Debug, Args)]
 pub(crate) struct ScrubArgs {
@@ -252,6 +280,8 @@ pub fn run(words: Vec<OsString>) -> u8 {
         Command::Mount(args) => told(mounting::mount(&args)),
         Command::Status(args) => status::status(&args),
         Command::Replace(args) => told(task::replace(&args)),
+        Command::Online(args) => told(task::online(&args)),
+        Command::Offline(args) => told(task::offline(&args)),
         Command::Scrub(args) => told(task::scrub(&args)),
         Command::Sync(args) => told(mounting::sync(&args.mountpoint)),
         Command::Umount(args) => told(mounting::umount(&args)),

@@ -50,6 +50,18 @@ pub enum Request {
         /// Path of the new one; may be the same.
         new: String,
     },
+    /// Send a replica away.
+    Offline {
+        /// Path or number of the replica.
+        replica: String,
+        /// Until the next mount only.
+        temporary: bool,
+    },
+    /// Let a replica return that is away, now.
+    Online {
+        /// Path or number of the replica.
+        replica: String,
+    },
     /// Unmount, make everything durable, end.
     Umount {
         /// Detach although files are open.

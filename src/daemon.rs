@@ -11,6 +11,7 @@
 pub mod journal;
 pub mod launch;
 pub mod report;
+mod returning;
 mod service;
 pub mod task;
 mod work;
@@ -180,6 +181,9 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
     };
     let stopping = Arc::new(AtomicBool::new(false));
     start_reclaim(filesystem, stopping.clone());
+    if job.options.takes_back {
+        returning::start(service.clone(), stopping.clone());
+    }
     Ok((Running { volume, session, mounted, service, server, events, stopping }, Some(log)))
 }
 

@@ -4,6 +4,7 @@
 //! refusal says what to do next. *Assumes*: nothing of the paths. *Fails when*: [`StoreError::Refused`].
 //! *Order*: inspect → open (locks) → examine → recover → threads. *Not here*: mounting.
 
+pub mod away;
 pub mod fsck;
 pub mod replace;
 pub mod scrub;
@@ -23,6 +24,7 @@ use crate::store::{Store, StoreError, StoreOptions};
 use crate::sync::Instant;
 use crate::sync::Mutex;
 use crate::world::{Machine, World};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -111,6 +113,8 @@ pub struct Volume {
     engine: Mutex<Option<Engine>>,
     /// Long work that is under way.
     work: Mutex<Option<&'static str>>,
+    /// Slots sent away until the next mount.
+    kept_away: Mutex<BTreeSet<usize>>,
 }
 
 /// Long work; while it lives no other can begin.
@@ -344,9 +348,11 @@ impl Volume {
             other => other,
         })?;
         for (path, why) in &report.behind {
-            log::warn!("replica {path} is not in sync ({why}): stablefs replace brings it back");
+            log::warn!("replica {path} is not in sync ({why})");
         }
         let mirror = store.mirror().clone();
+        let members = store.durable_root().members;
+        let kept_away = (0..members.len()).filter(|slot| members[*slot].offline).collect();
         let volume = Volume {
             store: Arc::new(store),
             mirror,
@@ -357,6 +363,7 @@ impl Volume {
             opened: Instant::now(),
             engine: Mutex::new(None),
             work: Mutex::new(None),
+            kept_away: Mutex::new(kept_away),
         };
         if !options.read_only {
             volume.note_places();

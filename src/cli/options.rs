@@ -38,6 +38,8 @@ pub struct MountOptions {
     pub threads: usize,
     /// `log=FILE`.
     pub log: Option<PathBuf>,
+    /// Replicas that were away are taken back without being asked; `noreturn`: only by `stablefs online`.
+    pub takes_back: bool,
     /// `foreground`.
     pub foreground: bool,
     /// `dev`.
@@ -65,6 +67,7 @@ impl Default for MountOptions {
             writeback: false,
             threads: THREADS_DEFAULT,
             log: None,
+            takes_back: true,
             foreground: false,
             device_nodes: true,
             set_user_id: true,
@@ -108,7 +111,7 @@ const KERNELS: &[&str] = &["blksize", "group_id", "max_read", "user_id"];
 
 /// Every option that means something, for the error text.
 const KNOWN: &str = "ro, rw, degraded, accept_stale, allow_other, deadline=, fsname=, subtype=, writeback, threads=, noatime, log=, \
-                     foreground, dev, nodev, suid, nosuid, exec, noexec, remount";
+                     return, noreturn, foreground, dev, nodev, suid, nosuid, exec, noexec, remount";
 
 /// What to do with options that nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,6 +159,8 @@ fn parse_word(word: &str, options: &mut MountOptions) -> Result<bool, String> {
         ("allow_other", None) => options.allow_other = Some(true),
         ("noallow_other", None) => options.allow_other = Some(false),
         ("writeback", None) => options.writeback = true,
+        ("return", None) => options.takes_back = true,
+        ("noreturn", None) => options.takes_back = false,
         ("foreground", None) => options.foreground = true,
         ("noatime", None) => options.no_access_times = true,
         ("atime" | "relatime" | "strictatime", None) => options.no_access_times = false,

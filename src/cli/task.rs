@@ -3,7 +3,7 @@
 //! *Guarantees*: interrupting the command does not stop the work. *Assumes*: nothing. *Fails when*: one line.
 //! *Order*: none. *Not here*: the work.
 
-use super::{ReplaceArgs, ScrubArgs, status, talk};
+use super::{OfflineArgs, OnlineArgs, ReplaceArgs, ScrubArgs, status, talk};
 use crate::control::{Request, ScrubAction};
 use crate::daemon::absolute;
 use crate::daemon::report::shell_word;
@@ -78,13 +78,33 @@ fn judge_scrub(report: &ScrubReport) -> Result<(), String> {
     }
 }
 
+/// What names a replica, for the daemon, which has another current directory: a number stays one.
+fn replica(name: &str) -> Result<String, String> {
+    match name.parse::<usize>() {
+        Ok(_) => Ok(name.to_owned()),
+        Err(_) => Ok(absolute(std::path::Path::new(name))?.to_string_lossy().into_owned()),
+    }
+}
+
+/// Let a replica return.
+pub(super) fn online(args: &OnlineArgs) -> Result<(), String> {
+    let result = talk::ask(&args.mountpoint, &Request::Online { replica: replica(&args.replica)? })?;
+    if args.json {
+        return print_json(&result);
+    }
+    print_result(&result);
+    Ok(())
+}
+
+/// Send a replica away.
+pub(super) fn offline(args: &OfflineArgs) -> Result<(), String> {
+    let (replica, temporary) = (replica(&args.replica)?, args.temporary);
+    talk::ask(&args.mountpoint, &Request::Offline { replica, temporary }).map(drop)
+}
+
 /// Replace a replica.
 pub(super) fn replace(args: &ReplaceArgs) -> Result<(), String> {
-    // A path is made absolute here: the daemon has another current directory. A number stays one.
-    let old = match args.old.parse::<usize>() {
-        Ok(_) => args.old.clone(),
-        Err(_) => absolute(std::path::Path::new(&args.old))?.to_string_lossy().into_owned(),
-    };
+    let old = replica(&args.old)?;
     let new = absolute(&args.new)?;
     let new = new.to_str().ok_or_else(|| format!("{}: the path is not UTF-8", new.display()))?.to_owned();
     let result = talk::ask(&args.mountpoint, &Request::Replace { old, new })?;

@@ -9,6 +9,8 @@ use super::task::{NotBegun, Task, TaskReport, Tasks, Work};
 use super::{Event, Job, SharedVolume, journal};
 use crate::control::{Control, Progress, Request, ScrubAction};
 use crate::mount::Mounted;
+use crate::volume::Volume;
+use crate::volume::away::{Away, Opened};
 use crate::world::{Machine, World};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -125,6 +127,57 @@ impl Service {
         self.begin("replace", work)?.follow(progress)
     }
 
+    /// Bring back a replica whose place answers.
+    pub(super) fn begin_return(&self, opened: Opened) -> Result<Arc<Task>, String> {
+        let volume = self.volume.clone();
+        let work: Work = Box::new(move |tell| {
+            let volume = volume.read();
+            super::work::bring_back(volume.as_ref().ok_or(ENDING)?, opened, tell)
+        });
+        self.begin("resync", work)
+    }
+
+    /// Who may return; their places are free to be opened.
+    pub(super) fn away(&self) -> Vec<Away> {
+        let Some(volume) = self.volume.try_read() else { return Vec::new() };
+        volume.as_ref().map(Volume::away).unwrap_or_default()
+    }
+
+    /// Let go of its place.
+    pub(super) fn let_go(&self, away: &Away) {
+        if let Some(volume) = self.volume.try_read()
+            && let Some(volume) = volume.as_ref()
+        {
+            volume.let_go(away);
+        }
+    }
+
+    fn offline(&self, replica: &str, temporary: bool) -> Result<Value, String> {
+        let volume = self.volume.read();
+        volume.as_ref().ok_or(ENDING)?.offline(replica, temporary).map_err(|error| error.to_string())?;
+        Ok(json!({}))
+    }
+
+    fn online(&self, replica: &str, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<Value, String> {
+        if let Some(task) = self.running("resync") {
+            return task.follow(progress);
+        }
+        let away = {
+            let volume = self.volume.read();
+            volume.as_ref().ok_or(ENDING)?.online(replica).map_err(|error| error.to_string())?
+        };
+        let Some(away) = away else { return Ok(json!({ "summary": "it is in sync, or on its way" })) };
+        self.let_go(&away);
+        match away.open() {
+            Ok(opened) => self.begin_return(opened)?.follow(progress),
+            // Another one may have been quicker.
+            Err(why) => match self.running("resync") {
+                Some(task) => task.follow(progress),
+                None => Err(why),
+            },
+        }
+    }
+
     fn umount(&self, lazy: bool, mount: Option<u64>) -> Result<Value, String> {
         if let Some(id) = mount
             && !self.mounted.is_mount(id)
@@ -151,6 +204,8 @@ impl Control for Service {
             Request::Sync {} => self.sync(),
             Request::Scrub { action } => self.scrub(action, progress),
             Request::Replace { old, new } => self.replace(old, new, progress),
+            Request::Offline { replica, temporary } => self.offline(&replica, temporary),
+            Request::Online { replica } => self.online(&replica, progress),
             Request::Umount { lazy, mount } => self.umount(lazy, mount),
         }
     }

@@ -5,6 +5,7 @@
 
 use crate::control::Progress;
 use crate::volume::Volume;
+use crate::volume::away::Opened;
 use serde_json::Value;
 use std::path::Path;
 
@@ -23,5 +24,14 @@ pub fn scrub(volume: &Volume, tell: &mut dyn FnMut(Progress) -> bool) -> Result<
 /// As the volume's replace.
 pub fn replace(volume: &Volume, old: &str, new: &str, tell: &mut dyn FnMut(Progress) -> bool) -> Result<Value, String> {
     let report = volume.replace(old, Path::new(new), &mut |progress| tell(progress.clone()));
+    serde_json::to_value(report.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
+}
+
+/// Bring back a replica whose place answers.
+///
+/// # Errors
+/// As the volume's return.
+pub fn bring_back(volume: &Volume, opened: Opened, tell: &mut dyn FnMut(Progress) -> bool) -> Result<Value, String> {
+    let report = volume.bring_back(opened, &mut |progress| tell(progress.clone()));
     serde_json::to_value(report.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
 }

@@ -27,7 +27,7 @@
 //! | 216 | 8 | space: blocks of zones that have space below on every replica |
 //! | 224 | 8 | space: no zone below this one lacks space below |
 //! | 232 | 24 | reserved, zero |
-//! | 256 | 4 × 64 | members: replica 16, state 1, role 1, reserved 6, since version 8, since ns 8, synced group 8, reserved 16 |
+//! | 256 | 4 × 64 | members: replica 16, state 1, role 1, flags 1, reserved 5, since version 8, since ns 8, synced group 8, synced version 8, reserved 8 |
 //! | 512 | 64 × 24 | chain of epochs, oldest first: id 16, first version 8 |
 //! | 2048 | 32 × 64 | dead lists, oldest first: first group 8, last group 8, pointer 32, blocks 8, reserved 8 |
 
@@ -78,8 +78,12 @@ pub struct Member {
     pub since_version: u64,
     /// When that was, ns since 1970.
     pub since_ns: u64,
+    /// Flag, bit 0: a person sent it away, and will say when it may return.
+    pub offline: bool,
     /// Of one that is not in sync: it holds every block that was born in this group or before, and is still in use; 0: not known.
     pub synced_txg: Txg,
+    /// Version of the last root that called it in sync; 0: not known.
+    pub synced_version: u64,
 }
 
 /// A stretch of history.
@@ -210,9 +214,11 @@ impl Root {
             out[at..at + 16].copy_from_slice(&member.replica.0);
             out[at + 16] = member.state as u8;
             out[at + 17] = member.role;
+            out[at + 18] = u8::from(member.offline);
             out[at + 24..at + 32].copy_from_slice(&member.since_version.to_le_bytes());
             out[at + 32..at + 40].copy_from_slice(&member.since_ns.to_le_bytes());
             out[at + 40..at + 48].copy_from_slice(&member.synced_txg.to_le_bytes());
+            out[at + 48..at + 56].copy_from_slice(&member.synced_version.to_le_bytes());
         }
         for (i, epoch) in self.chain.iter().enumerate() {
             let at = CHAIN_AT + i * EPOCH;
@@ -303,7 +309,8 @@ fn decode_members(bytes: &[u8], count: usize) -> Result<Vec<Member>, Corrupt> {
             _ => return reject(WHAT, "has members in known states"),
         };
         require((1..=3).contains(&bytes[at + 17]), WHAT, "has members in known roles")?;
-        let reserved = all_zero(&bytes[at + 18..at + 24]) && all_zero(&bytes[at + 48..at + MEMBER]);
+        require(bytes[at + 18] <= 1, WHAT, "has members with no unknown flag")?;
+        let reserved = all_zero(&bytes[at + 19..at + 24]) && all_zero(&bytes[at + 56..at + MEMBER]);
         require(reserved, WHAT, "has zero in reserved bytes of members")?;
         let replica = Uuid(bytes[at..at + 16].try_into().expect("16 bytes"));
         require(members.iter().all(|m| m.replica != replica), WHAT, "names each member once")?;
@@ -311,9 +318,11 @@ fn decode_members(bytes: &[u8], count: usize) -> Result<Vec<Member>, Corrupt> {
             replica,
             state,
             role: bytes[at + 17],
+            offline: bytes[at + 18] == 1,
             since_version: le64(bytes, at + 24),
             since_ns: le64(bytes, at + 32),
             synced_txg: le64(bytes, at + 40),
+            synced_version: le64(bytes, at + 48),
         });
     }
     Ok(members)
@@ -379,9 +388,11 @@ mod tests {
                     replica: Uuid([i; 16]),
                     state: MemberState::InSync,
                     role: 1,
+                    offline: false,
                     since_version: 1,
                     since_ns: 4,
                     synced_txg: 0,
+                    synced_version: 0,
                 })
                 .collect(),
             chain: vec![Epoch { id: Uuid([5; 16]), first_version: 1 }, Epoch { id: Uuid([6; 16]), first_version: 6 }],

@@ -143,6 +143,8 @@ fn first_root(labels: &[Label], create: &CreateStore, world: &dyn World) -> Root
                 since_version: 1,
                 since_ns: now,
                 synced_txg: 0,
+                synced_version: 0,
+                offline: false,
             })
             .collect(),
         chain: vec![Epoch { id: world.uuid(), first_version: 1 }],

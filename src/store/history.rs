@@ -103,6 +103,30 @@ impl Store {
         Ok(())
     }
 
+    /// A person sends the replica in `slot` away: it is out; `remembered` by the next mounts, too. Durable.
+    pub(crate) fn send_away(&self, slot: usize, cause: &str, remembered: bool) -> Result<(), StoreError> {
+        let mut state = self.root.lock();
+        self.mirror.set_out(slot, cause);
+        let mut root = state.root.clone();
+        root.members[slot].offline = remembered;
+        let written = self.write_root(&mut state, root);
+        drop(state);
+        written.inspect_err(|error| self.fail(error))
+    }
+
+    /// It may return, if it was sent away. Durable.
+    pub(crate) fn let_return(&self, slot: usize) -> Result<(), StoreError> {
+        let mut state = self.root.lock();
+        if !state.root.members[slot].offline {
+            return Ok(());
+        }
+        let mut root = state.root.clone();
+        root.members[slot].offline = false;
+        let written = self.write_root(&mut state, root);
+        drop(state);
+        written.inspect_err(|error| self.fail(error))
+    }
+
     /// Write `root` with the next version and the present members, until that is the truth.
     pub(crate) fn write_root(&self, state: &mut RootState, mut root: Root) -> Result<(), StoreError> {
         // A replica can fail at most once each; one more round to write the truth, and one to spare.
@@ -148,8 +172,16 @@ impl Store {
                 // The one that leaves must be recognised as left behind.
                 shrunk |= member.state == MemberState::InSync;
                 let replica = held.name.uuid;
-                let state = MemberState::Out;
-                *member = Member { replica, state, role: 1, since_version: version, since_ns: now, synced_txg: 0 };
+                *member = Member {
+                    replica,
+                    state: MemberState::Out,
+                    role: 1,
+                    offline: false,
+                    since_version: version,
+                    since_ns: now,
+                    synced_txg: 0,
+                    synced_version: 0,
+                };
             }
         }
         for (slot, member) in root.members.iter_mut().enumerate() {
@@ -164,8 +196,12 @@ impl Store {
                 // Before a root was written that calls it in sync, everything that this one reaches was flushed on it.
                 // Of the group that is being committed that is not known.
                 match (member.state, new) {
-                    (MemberState::InSync, _) => member.synced_txg = state.root.txg,
-                    (_, MemberState::InSync) => member.synced_txg = 0,
+                    (MemberState::InSync, _) => {
+                        (member.synced_txg, member.synced_version) = (state.root.txg, state.root.version);
+                    }
+                    (_, MemberState::InSync) => {
+                        (member.synced_txg, member.synced_version, member.offline) = (0, 0, false);
+                    }
                     _ => {}
                 }
                 shrunk |= member.state == MemberState::InSync;

@@ -133,11 +133,16 @@ impl Volume {
                 n => format!("every block is held on {n} replicas"),
             };
             let meaning = format!("replica {} is {} ({}); work goes on, {left}", hurt.path, hurt.state, hurt.cause);
-            let action = match is(&hurt, ReplicaState::Returning) {
-                true => "wait until the resync is done".to_owned(),
-                false => {
-                    format!("stablefs replace MOUNTPOINT {} NEW  (NEW may be the same place, emptied)", name_of(hurt))
-                }
+            let action = if is(&hurt, ReplicaState::Returning) {
+                "wait until the resync is done".to_owned()
+            } else if self.is_sent_away(hurt.slot) {
+                format!("stablefs online MOUNTPOINT {}", name_of(hurt))
+            } else {
+                format!(
+                    "stablefs replace MOUNTPOINT {} NEW  (NEW may be the same place, emptied; if what was there can be \
+                     used again, it is taken back by itself)",
+                    name_of(hurt)
+                )
             };
             return ("degraded".into(), meaning, Some(action));
         }

@@ -134,7 +134,8 @@ fn a_replica_that_is_truncated_or_swapped_is_out_at_once() {
         ("swapped", "cp --sparse=always stablefs.data new && mv new stablefs.data"),
         ("moved", "mkdir ../elsewhere && mv stablefs.data ../elsewhere/"),
     ] {
-        let bed = Bed::mounted("256M");
+        let bed = Bed::formatted("256M");
+        bed.mount("noreturn").ok();
         still_files(&bed, 20);
         load(&bed.at("load"), || {
             std::thread::sleep(Duration::from_millis(500));
@@ -173,7 +174,7 @@ fn who_was_left_behind_does_not_come_back_as_the_newest() {
     assert_eq!(said.code, 1, "a replica that was left behind was mounted: {said}");
     assert!(said.err.contains("left behind"), "{said}");
     // Both: a is served, b is not.
-    bed.mount("").ok();
+    bed.mount("noreturn").ok();
     assert_eq!(fs::read(bed.at("file")).unwrap(), b"new");
     assert_ne!(state_of(&bed.status(), &bed.b), "in sync", "a replica that missed something is in sync by itself");
     fs::write(bed.at("file2"), b"newer").unwrap();
@@ -194,7 +195,7 @@ fn who_was_left_behind_does_not_come_back_as_the_newest() {
     // As it was before, b is only behind; replace makes it whole.
     shell(bed.path(), "rm -r b; mv b-before b; rm -r state; mv state-away state").ok();
     assert!(!image.exists());
-    bed.mount("").ok();
+    bed.mount("noreturn").ok();
     replace(&bed, &bed.b, &bed.b);
     assert_eq!(bed.status()["state"], "healthy");
     assert_eq!(fs::read(bed.at("file2")).unwrap(), b"newer");

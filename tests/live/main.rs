@@ -18,6 +18,7 @@ mod postgresql;
 mod privileges;
 mod programs;
 mod refuse;
+mod returns;
 mod rot;
 mod service;
 mod sqlite;

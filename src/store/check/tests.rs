@@ -50,6 +50,8 @@ fn format(grows: bool) -> Vec<Arc<SimDisk>> {
         since_version: 1,
         since_ns: 1,
         synced_txg: 0,
+        synced_version: 0,
+        offline: false,
     };
     let root = Root {
         volume: label.volume,

@@ -11,8 +11,9 @@
 //! **What it holds already.** The last root that called it in sync was written after everything that this root reaches had
 //! been flushed on it (invariant 3). A block that was born in that root's group or before, and is in use now, was in use all
 //! the time since, and has not been written over on anybody. The group is noted in each root while the replica is away
-//! (`Member::synced_txg`). Its own newest root may say less, if it is an old copy; it may also be one that nobody else ever
-//! had, because the power failed: of the group of that root nothing is believed, and the one before was on both.
+//! (`Member::synced_txg`). If its own newest root is older than that root, it is an old copy, and holds what its own root says. An
+//! old copy may have been made while its newest root was one that nobody else ever had, because the power failed (decision
+//! 0007): of the group of that root nothing is believed; the one before was on both.
 //!
 //! Blocks born later are copied and proven. Of those before, a random sample is proven; if one is missing, nothing is believed
 //! any more and every block in use is compared. What rotted there while it was away is found by the next scrub, or by a read.
@@ -33,6 +34,8 @@ use std::sync::Arc;
 
 /// Random ways from the top of the tree to a block that are proven before the rest is believed.
 const SAMPLE_WAYS: u32 = 256;
+/// The same of a simulated replica, which is so small that many ways would be all of it.
+const SAMPLE_WAYS_SIMULATED: u32 = 2;
 
 /// What a return did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +83,10 @@ pub fn holds_until(now: &Root, replica: Uuid, roots: &[(usize, Root)]) -> Result
     }
     let in_own = own.members.iter().find(|member| member.replica == replica);
     Ok(match in_own {
-        Some(own_member) if own_member.state == MemberState::InSync => member.synced_txg.min(own.txg.saturating_sub(1)),
+        Some(own_member) if own_member.state == MemberState::InSync => match own.version >= member.synced_version {
+            true => member.synced_txg,
+            false => member.synced_txg.min(own.txg.saturating_sub(1)),
+        },
         Some(own_member) => member.synced_txg.min(own_member.synced_txg),
         None => 0,
     })
@@ -163,7 +169,9 @@ impl Resync<'_> {
         let mut seen: BTreeSet<Addr> = BTreeSet::new();
         let mut missing = 0;
         let mut unknown = None;
-        self.store.sample(self.since, SAMPLE_WAYS, &mut |piece| {
+        // One copier: it is simulated.
+        let ways = if self.copiers == 1 { SAMPLE_WAYS_SIMULATED } else { SAMPLE_WAYS };
+        self.store.sample(self.since, ways, &mut |piece| {
             if unknown.is_some() || !seen.insert(piece.addr) {
                 return;
             }

@@ -53,7 +53,7 @@ impl Volume {
     }
 
     /// The slot that `old` names.
-    fn find_replica(&self, old: &str, health: &[ReplicaHealth]) -> Result<usize, StoreError> {
+    pub(in crate::volume) fn find_replica(&self, old: &str, health: &[ReplicaHealth]) -> Result<usize, StoreError> {
         if let Ok(slot) = old.parse::<usize>() {
             return if slot < health.len() { Ok(slot) } else { Err(no_such(old, health)) };
         }
