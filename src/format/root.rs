@@ -362,7 +362,7 @@ fn decode_dead(bytes: &[u8], count: usize) -> Result<Vec<DeadHead>, Corrupt> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     pub fn sample() -> Root {

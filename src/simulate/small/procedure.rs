@@ -19,15 +19,17 @@ use crate::simulate::judge::same;
 use crate::simulate::model::{Op, State};
 use crate::simulate::{Failure, clean, disk_path, examine_store};
 use crate::store::commit::Force;
-use crate::store::recover::Report as Opened;
+use crate::store::recover::{Report as Opened, examine};
 use crate::store::space::Class;
 use crate::store::walk::Part;
 use crate::store::{Need, Store};
 use crate::volume::fsck::{self, FsckOptions, FsckReport};
+use crate::volume::replace::back::bring_back;
 use crate::volume::replace::{Place, resync};
 use crate::volume::scrub;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Identity of the replica that a replace brings.
 const NEW: Uuid = Uuid([8; 16]);
@@ -49,6 +51,8 @@ pub enum Procedure {
     ReplaceOut,
     /// As before, but of one that is in sync.
     ReplaceInSync,
+    /// Recovery, then the second disk, which is out, returns with what it missed; a scrub finds nothing.
+    Return,
 }
 
 fn text(error: impl std::fmt::Display) -> String {
@@ -84,6 +88,7 @@ impl Procedure {
                 return Ok((Driver::new(store, &ground.power)?.now().clone(), images, tape));
             }
             Procedure::ReplaceOut | Procedure::ReplaceInSync => self.replace(&store, &ground)?,
+            Procedure::Return => Procedure::bring_back(&store, &ground)?,
         }
         let images = durable(&ground);
         Ok((Driver::new(store, &ground.power)?.now().clone(), images, tape))
@@ -102,6 +107,18 @@ impl Procedure {
         }
         // What the others lack, the new one may have brought.
         Procedure::scrub(store)
+    }
+
+    fn bring_back(store: &Store, ground: &Ground) -> Result<(), String> {
+        if !store.mirror().members().contains(1) {
+            store.mirror().release(1);
+            let backing = ground.disks[1].reopen();
+            let found = examine(&*backing, Duration::from_secs(1))?;
+            bring_back(store, 1, disk_path(1), backing, &found, &mut |_| true).map_err(text)?;
+        }
+        let report = scrub::run(store, &mut |_| true);
+        let whole = report.complete && report.detected == 0;
+        if whole { Ok(()) } else { Err(format!("after a return, scrub: {report}")) }
     }
 
     fn scrub(store: &Store) -> Result<(), String> {
@@ -379,7 +396,9 @@ fn replaces(whole: &[Image]) -> Result<Vec<Start>, String> {
     };
     Ok(vec![
         start("ReplaceEmpty", Procedure::ReplaceOut, vec![survivor.clone(), Image::default()], 60),
-        start("ReplaceBehind", Procedure::ReplaceOut, vec![survivor, behind.clone()], 60),
+        start("ReplaceBehind", Procedure::ReplaceOut, vec![survivor.clone(), behind.clone()], 60),
+        start("ReturnBehind", Procedure::Return, vec![survivor.clone(), behind.clone()], 20),
+        start("ReturnOld", Procedure::Return, vec![survivor, whole[1].clone()], 20),
         start("ReplaceLast", Procedure::ReplaceOut, vec![hurt, behind], 60),
         start("ReplaceInSync", Procedure::ReplaceInSync, [whole, &[Image::default()]].concat(), 60),
     ])

@@ -248,3 +248,6 @@ impl Sink for Missed<'_> {
         ControlFlow::Continue(())
     }
 }
+
+#[cfg(test)]
+mod tests;

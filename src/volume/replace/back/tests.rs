@@ -1,0 +1,139 @@
+//! Return on simulated disks: what is sent, what is believed, who is refused.
+
+use super::super::super::scrub;
+use super::*;
+use crate::disk::sim::SimDisk;
+use crate::format::Member;
+use crate::format::root::Epoch;
+use crate::store::recover::examine;
+use crate::store::tests::{Rig, write};
+use std::time::Duration;
+
+/// The second disk goes away after some groups; `missed` groups later it is there again.
+fn apart(rig: &Rig, store: &Store, before: u64, missed: u64) {
+    for group in 0..before {
+        write(store, 20 + group % 4, group * 3 % 60, 3, group as u8).unwrap();
+        store.commit(Force::Always).unwrap();
+    }
+    rig.disks[1].faults(|faults| faults.gone = true);
+    for group in 0..missed {
+        write(store, 25, group, 1, group as u8).unwrap();
+        store.commit(Force::Always).unwrap();
+    }
+    assert_eq!(store.mirror().members().in_sync, 1);
+    rig.disks[1].relieve(true);
+}
+
+fn come(store: &Store, disk: &Arc<SimDisk>) -> Result<ReturnReport, StoreError> {
+    store.mirror().release(1);
+    let backing = disk.reopen();
+    let found = examine(&*backing, Duration::from_secs(1)).unwrap();
+    bring_back(store, 1, "/disk/1".into(), backing, &found, &mut |_| true)
+}
+
+fn nothing_is_damaged(store: &Store) {
+    let report = scrub::run(store, &mut |_| true);
+    assert_eq!((report.detected, report.lost), (0, 0), "{report}");
+}
+
+#[test]
+fn what_is_sent_follows_what_was_missed_and_not_what_is_there() {
+    let mut sent = Vec::new();
+    for before in [40, 400] {
+        let rig = Rig::new(1, 2);
+        let (store, _) = rig.open(false).unwrap();
+        for ino in 100..100 + before {
+            write(&store, ino, 0, 4, ino as u8).unwrap();
+        }
+        apart(&rig, &store, 6, 4);
+        let report = come(&store, &rig.disks[1]).unwrap();
+        assert!(report.since_group > 0 && report.sampled > 0 && report.lost == 0, "{report:?}");
+        assert!(report.blocks_proven >= report.blocks_copied && report.blocks_copied >= 4, "{report:?}");
+        assert_eq!(store.mirror().members().in_sync, 0b11);
+        nothing_is_damaged(&store);
+        sent.push(report.blocks_missed);
+    }
+    assert!(sent[1] <= sent[0] + 6, "{sent:?}: ten times as much lay there already, in a tree of one level more");
+}
+
+#[test]
+fn a_sample_that_fails_has_everything_compared() {
+    let rig = Rig::new(2, 2);
+    let (store, _) = rig.open(false).unwrap();
+    apart(&rig, &store, 12, 2);
+    // All data and nodes of the old groups are gone there; labels and roots are not.
+    let zones = store.label().geometry.zones_at;
+    rig.disks[1].addresses().into_iter().filter(|addr| *addr >= zones).for_each(|addr| rig.disks[1].zero(addr));
+    let report = come(&store, &rig.disks[1]).unwrap();
+    assert_eq!((report.since_group, report.lost), (0, 0), "{report:?}");
+    nothing_is_damaged(&store);
+}
+
+#[test]
+fn an_old_copy_holds_what_its_own_root_says() {
+    let rig = Rig::new(3, 2);
+    let (store, _) = rig.open(false).unwrap();
+    write(&store, 20, 0, 3, 1).unwrap();
+    store.commit(Force::Always).unwrap();
+    let old = rig.disks[1].snapshot();
+    apart(&rig, &store, 12, 2);
+    rig.disks[1].restore(old);
+    let newest = store.durable_root().members[1].synced_txg;
+    let report = come(&store, &rig.disks[1]).unwrap();
+    assert!(report.since_group > 0 && report.since_group + 10 < newest, "{report:?}, went at {newest}");
+    nothing_is_damaged(&store);
+}
+
+#[test]
+fn while_it_returns_it_is_nobody_and_a_cut_keeps_what_is_known() {
+    let rig = Rig::new(4, 2);
+    let (store, _) = rig.open(false).unwrap();
+    apart(&rig, &store, 12, 2);
+    let went = store.durable_root().members[1].synced_txg;
+    store.mirror().release(1);
+    let backing = rig.disks[1].reopen();
+    let found = examine(&*backing, Duration::from_secs(1)).unwrap();
+    let stopped = bring_back(&store, 1, "/disk/1".into(), backing, &found, &mut |_| false);
+    assert!(matches!(stopped, Err(StoreError::Refused(_))), "{stopped:?}");
+    let there = examine(&*rig.disks[1].reopen(), Duration::from_secs(1)).unwrap();
+    assert_eq!(there.roots.len(), 1, "its older roots are void");
+    assert_eq!(there.roots[0].1.members[1].state, MemberState::Returning);
+    assert_eq!(store.durable_root().members[1].synced_txg, went);
+    let report = come(&store, &rig.disks[1]).unwrap();
+    assert_eq!(report.since_group, went);
+    nothing_is_damaged(&store);
+}
+
+#[test]
+fn what_it_holds_is_read_from_both_roots() {
+    let member = |state, synced_txg, synced_version| Member {
+        replica: Uuid([2; 16]),
+        state,
+        role: 1,
+        offline: false,
+        since_version: 1,
+        since_ns: 0,
+        synced_txg,
+        synced_version,
+    };
+    let mut now = crate::format::root::tests::sample();
+    (now.version, now.txg) = (50, 40);
+    now.chain = vec![Epoch { id: Uuid([5; 16]), first_version: 1 }, Epoch { id: Uuid([6; 16]), first_version: 32 }];
+    now.members[1] = member(MemberState::Out, 20, 30);
+    let own = |version, txg, state, synced| {
+        let mut root = now.clone();
+        (root.version, root.txg, root.chain) = (version, txg, now.chain[..1].to_vec());
+        root.members[1] = member(state, synced, 0);
+        vec![(0, root)]
+    };
+    let holds = |roots: &[(usize, Root)]| holds_until(&now, Uuid([2; 16]), roots);
+    use MemberState::{InSync, Out, Returning};
+    assert_eq!(holds(&own(30, 20, InSync, 0)), Ok(20), "it went with the last root of both");
+    assert_eq!(holds(&own(31, 21, InSync, 0)), Ok(20), "a root that only it ever had");
+    assert_eq!(holds(&own(25, 15, InSync, 0)), Ok(14), "an old copy");
+    assert_eq!(holds(&own(31, 21, Returning, 12)), Ok(12), "an old copy on its way back");
+    assert_eq!(holds(&own(31, 21, Out, 0)), Ok(0));
+    assert_eq!(holds(&[]), Ok(0), "no root is left on it");
+    assert!(holds(&own(32, 21, InSync, 0)).unwrap_err().contains("written apart"));
+    assert!(holds_until(&now, Uuid([9; 16]), &[]).unwrap_err().contains("not a replica"));
+}
