@@ -12,12 +12,10 @@
 
 use super::commit::RootState;
 use super::{Store, StoreError};
-use crate::disk::backing::Backing;
+use crate::disk::Mirror;
 use crate::disk::buffer::{Buf, Slice};
-use crate::disk::{Mirror, ReplicaName};
 use crate::format::geometry::ROOT_SLOTS;
-use crate::format::{BLOCK, Member, MemberState, Root, Txg};
-use std::sync::Arc;
+use crate::format::{Member, MemberState, Root, Txg};
 
 /// Called with a root that names fewer replicas, before anything is acknowledged without them.
 pub type ShrinkHook = Box<dyn Fn(&Root) + Send + Sync>;
@@ -75,32 +73,16 @@ impl Store {
         Ok(changed)
     }
 
-    /// The replica in `slot`, which holds every block born in group `synced` or before that is still in use (0: not known),
-    /// takes all new writes from now on, and a root says so: durable on the replica itself, too, whose older roots are void
-    /// then, so that it is never taken for what it was.
-    pub(crate) fn begin_return(
-        &self,
-        slot: usize,
-        name: ReplicaName,
-        backing: Arc<dyn Backing>,
-        synced: Txg,
-    ) -> Result<(), StoreError> {
+    /// A durable root says that the replica in `slot`, which is out, holds every block born in group `synced` or before that is
+    /// still in use (0: not known). Gives that root and its slot.
+    pub(crate) fn note_synced(&self, slot: usize, synced: Txg) -> Result<(usize, Root), StoreError> {
         let mut state = self.root.lock();
-        self.mirror.start_returning(slot, name, backing);
-        let mut root = state.root.clone();
-        root.members[slot].synced_txg = synced;
-        if let Err(error) = self.write_root(&mut state, root) {
-            drop(state);
-            self.fail(&error);
-            return Err(error);
+        if state.root.members[slot].synced_txg != synced {
+            let mut root = state.root.clone();
+            root.members[slot].synced_txg = synced;
+            self.write_root(&mut state, root).inspect_err(|error| self.fail(error))?;
         }
-        // No root goes into a slot meanwhile. A replica that fails here goes out, and says so itself.
-        let void = Slice::whole(Buf::from_slice(&vec![Root::VOID; BLOCK]));
-        for old in (0..ROOT_SLOTS).filter(|old| *old != state.newest_slot) {
-            let _out = self.mirror.write_raw(slot, Root::addr(old), void.clone());
-        }
-        let _out = self.mirror.flush_raw(slot);
-        Ok(())
+        Ok((state.newest_slot, state.root.clone()))
     }
 
     /// A person sends the replica in `slot` away: it is out; `remembered` by the next mounts, too. Durable.

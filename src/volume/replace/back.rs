@@ -4,7 +4,7 @@
 //! was read from its medium and proven. One that was written apart, is another's, or has requests that may still land on it
 //! is refused, and nothing on it is changed. It may be cut at any write and begun again, also by another mount (invariant 7).
 //! *Assumes*: the backing is open and locked. *Fails when*: it fails on the way: it is out, the others are as they were.
-//! *Order*: identity and history → a root that says *returning*, older ones void → commit → sample → what is to be sent is
+//! *Order*: identity and history → its roots renounced → a root that says *returning* → commit → sample → what is to be sent is
 //! counted → space below → copy → proof, until a round finds nothing missing → labels → in sync, named so by a root.
 //! *Not here*: when it is tried (`daemon`); the walk and its argument (`super`, `store::walk`).
 //!
@@ -18,10 +18,12 @@
 //! Blocks born later are copied and proven. Of those before, a random sample is proven; if one is missing, nothing is believed
 //! any more and every block in use is compared. What rotted there while it was away is found by the next scrub, or by a read.
 
-use super::{Place, ReplicaName, Resync, give_up, nothing_hangs, refused, stays_in};
+use super::{Place, ReplicaName, Resync, ask, give_up, nothing_hangs, refused, stays_in};
 use crate::control::Progress;
-use crate::disk::backing::Backing;
+use crate::disk::backing::{Backing, Op};
+use crate::disk::buffer::{Buf, Slice};
 use crate::disk::{Proof, ReplicaState};
+use crate::format::geometry::ROOT_SLOTS;
 use crate::format::{Addr, BLOCK, MemberState, Root, Txg, Uuid};
 use crate::store::commit::Force;
 use crate::store::recover::Found;
@@ -107,7 +109,10 @@ pub fn bring_back(
     let name = ReplicaName { uuid: found.label.replica, path: path.clone() };
     let begun = may_return(store, slot, &name, found).and_then(|since| {
         store.declare()?;
-        store.begin_return(slot, name, backing.clone(), since).map(|()| since)
+        let root = store.note_synced(slot, since)?;
+        renounce(&*backing, &root).map_err(|why| refused(format!("{path}: {why}")))?;
+        store.change_members(|mirror| mirror.start_returning(slot, name, backing.clone()))?;
+        Ok(since)
     });
     let since = match begun {
         Ok(since) => since,
@@ -127,6 +132,20 @@ pub fn bring_back(
     };
     stays_in(store, slot, &path)?;
     Ok(report)
+}
+
+/// Before anything else is written to it, its own roots stop calling it in sync: what they reach is about to be written over.
+/// The newest root, which calls it out, is durable there before the others are void.
+fn renounce(backing: &dyn Backing, (slot, root): &(usize, Root)) -> Result<(), String> {
+    let put = |slot: usize, bytes: &[u8]| {
+        ask(backing, Op::Write { addr: Root::addr(slot), data: vec![Slice::whole(Buf::from_slice(bytes))] })
+    };
+    put(*slot, &root.encode(*slot))?;
+    ask(backing, Op::Flush)?;
+    for old in (0..ROOT_SLOTS).filter(|old| old != slot) {
+        put(old, &[Root::VOID; BLOCK])?;
+    }
+    ask(backing, Op::Flush).map(drop)
 }
 
 /// Whether it is the one, and what it holds.

@@ -48,7 +48,7 @@ fn what_is_sent_follows_what_was_missed_and_not_what_is_there() {
         apart(&rig, &store, 6, 4);
         let report = come(&store, &rig.disks[1]).unwrap();
         assert!(report.since_group > 0 && report.sampled > 0 && report.lost == 0, "{report:?}");
-        assert!(report.blocks_proven >= report.blocks_copied && report.blocks_copied >= 4, "{report:?}");
+        assert!(report.blocks_proven >= report.blocks_missed && report.blocks_copied >= 4, "{report:?}");
         assert_eq!(store.mirror().members().in_sync, 0b11);
         nothing_is_damaged(&store);
         sent.push(report.blocks_missed);
@@ -96,8 +96,8 @@ fn while_it_returns_it_is_nobody_and_a_cut_keeps_what_is_known() {
     let stopped = bring_back(&store, 1, "/disk/1".into(), backing, &found, &mut |_| false);
     assert!(matches!(stopped, Err(StoreError::Refused(_))), "{stopped:?}");
     let there = examine(&*rig.disks[1].reopen(), Duration::from_secs(1)).unwrap();
-    assert_eq!(there.roots.len(), 1, "its older roots are void");
-    assert_eq!(there.roots[0].1.members[1].state, MemberState::Returning);
+    let renounced = |(_, root): &(usize, Root)| root.members[1].state != MemberState::InSync;
+    assert!(!there.roots.is_empty() && there.roots.iter().all(renounced), "its older roots are void");
     assert_eq!(store.durable_root().members[1].synced_txg, went);
     let report = come(&store, &rig.disks[1]).unwrap();
     assert_eq!(report.since_group, went);
