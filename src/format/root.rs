@@ -289,7 +289,11 @@ impl Root {
             "has space inside the volume",
         )?;
         require(root.tree.is_none_or(|(_, p)| p.birth <= root.txg), WHAT, "is not older than its tree")?;
-        require(root.members.iter().all(|m| m.synced_txg <= root.txg), WHAT, "is not older than what its members hold")?;
+        require(
+            root.members.iter().all(|m| m.synced_txg <= root.txg),
+            WHAT,
+            "is not older than what its members hold",
+        )?;
         let past = |head: &DeadHead| head.last <= root.txg && head.ptr.birth <= root.txg;
         require(root.dead.iter().all(past), WHAT, "is not older than its dead lists")?;
         Ok(root)

@@ -249,12 +249,7 @@ struct Resync<'a> {
 }
 
 impl<'a> Resync<'a> {
-    fn new(
-        store: &'a Store,
-        slot: usize,
-        path: String,
-        progress: &'a mut dyn FnMut(&Progress) -> bool,
-    ) -> Resync<'a> {
+    fn new(store: &'a Store, slot: usize, path: String, progress: &'a mut dyn FnMut(&Progress) -> bool) -> Resync<'a> {
         let backing = store.mirror().backing(slot);
         let simulated = backing.is_some_and(|backing| backing.facts().kind == BackingKind::Simulated);
         Resync {

@@ -47,8 +47,12 @@ impl Store {
                     let ExtentBody::Written { addr, sums } = extent.body else { return };
                     let Some(at) = self.pick(sums.len()) else { return };
                     if self.label.geometry.holds_data(addr, sums.len() as u64) {
-                        let piece =
-                            Piece { part: Part::Data, ino: key.ino, addr: addr + at as u64, sums: vec![sums[at].into()] };
+                        let piece = Piece {
+                            part: Part::Data,
+                            ino: key.ino,
+                            addr: addr + at as u64,
+                            sums: vec![sums[at].into()],
+                        };
                         show(extent.birth, piece);
                     }
                     return;
