@@ -56,6 +56,20 @@ impl Disks {
         let status = self.bed.wait_for(patience, what, |status| state_of(status, &self.places[1]) == "out");
         assert_eq!(state_of(&status, &self.places[0]), "in sync");
     }
+    fn back_within(&self, patience: Duration) {
+        let back = |status: &serde_json::Value| state_of(status, &self.places[1]) == "in sync";
+        self.bed.wait_for(patience, "it is back by itself", back);
+    }
+    /// Every block is right on both, also to fsck.
+    fn check_both(&self) {
+        check_still_files(&self.bed, 30);
+        let scrub = self.bed.scrub();
+        assert_eq!(scrub["detected"].as_u64(), Some(0), "{scrub:#}");
+        assert_eq!(self.bed.status()["state"], "healthy");
+        self.bed.umount().ok();
+        let [a, b] = &self.places;
+        self.bed.stablefs(["fsck".as_ref(), "-n".as_ref(), a.as_os_str(), b.as_os_str()]).ok();
+    }
     fn replace_and_check(&self, new: &Path) {
         let b = &self.places[1];
         let bed = &self.bed;
@@ -101,11 +115,36 @@ fn heavy_a_filesystem_that_shuts_down() {
     }
 }
 
+/// Goal: one whose filesystem has shut down returns by itself once that is mounted again, with what it missed.
+#[test]
+fn heavy_what_failed_returns_by_itself() {
+    // SEMANTICS: RET-1, DEG-1
+    if !can_break_disks() {
+        return;
+    }
+    for kind in ["xfs", "ext4"] {
+        let disks = Disks::new(kind, 512, "200M", "");
+        still_files(&disks.bed, 30);
+        let ((), longest) = load(&disks.bed.at("load"), || {
+            std::thread::sleep(Duration::from_millis(700));
+            shell(disks.bed.path(), "xfs_io -x -c shutdown b").ok();
+            disks.out_within(kind, Duration::from_secs(5));
+            // Its container is let go of by whoever looks for it.
+            shell(disks.bed.path(), "for i in $(seq 300); do umount b 2>/dev/null && break; sleep 0.1; done").ok();
+            shell(disks.bed.path(), "mount -o loop b.img b").ok();
+            disks.back_within(Duration::from_secs(120));
+        });
+        println!("{kind}: longest call: {longest:?}");
+        assert!(longest < Duration::from_secs(6), "a call took {longest:?}");
+        disks.check_both();
+    }
+}
+
 /// Goal: a filesystem that answers nothing at all any more costs one deadline and no error; one that wakes up again
-/// harms nothing.
+/// harms nothing, and its replica returns by itself.
 #[test]
 fn heavy_a_filesystem_that_hangs() {
-    // SEMANTICS: DEG-2
+    // SEMANTICS: DEG-2, RET-1
     if !can_break_disks() {
         return;
     }
@@ -123,11 +162,8 @@ fn heavy_a_filesystem_that_hangs() {
     });
     println!("longest call with a deadline of 2 s: {longest:?}");
     assert!(longest < Duration::from_secs(4), "a call took {longest:?}");
-    check_still_files(&disks.bed, 30);
-    assert_eq!(state_of(&disks.bed.status(), &disks.places[1]), "out", "it came back by itself");
-    let c = disks.bed.path().join("c");
-    fs::create_dir(&c).unwrap();
-    disks.replace_and_check(&c);
+    disks.back_within(Duration::from_secs(120));
+    disks.check_both();
 }
 
 /// Goal: unmounting while one replica hangs returns, and says that it left it behind.
