@@ -162,20 +162,17 @@ impl Service {
         if let Some(task) = self.running("resync") {
             return task.follow(progress);
         }
+        let asked = now_ns();
         let away = {
             let volume = self.volume.read();
             volume.as_ref().ok_or(ENDING)?.online(replica).map_err(|error| error.to_string())?
         };
         let Some(away) = away else { return Ok(json!({ "summary": "it is in sync, or on its way" })) };
         self.let_go(&away);
-        match away.open() {
-            Ok(opened) => self.begin_return(opened)?.follow(progress),
-            // Another one may have been quicker.
-            Err(why) => match self.running("resync") {
-                Some(task) => task.follow(progress),
-                None => Err(why),
-            },
-        }
+        let begun = away.open().and_then(|opened| self.begin_return(opened));
+        // Whoever looks after replicas that are away may have been quicker.
+        let others = || self.tasks.current().filter(|task| task.is_of("resync", asked));
+        begun.or_else(|why| others().ok_or(why))?.follow(progress)
     }
 
     fn umount(&self, lazy: bool, mount: Option<u64>) -> Result<Value, String> {

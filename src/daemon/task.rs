@@ -142,6 +142,12 @@ impl Task {
         self.report.lock().clone()
     }
 
+    /// Whether it is of this kind and began at `since` or later.
+    pub fn is_of(&self, kind: &str, since_ns: i64) -> bool {
+        let report = self.report.lock();
+        report.kind == kind && report.began_ns >= since_ns
+    }
+
     /// Whether it still runs.
     pub fn is_running(&self) -> bool {
         self.report.lock().ended_ns == 0

@@ -1,6 +1,6 @@
 //! Replicas that were away and come back: by themselves, with what they missed, and when they are told to.
 
-use super::bed::{Bed, bytes, can_mount, shell, state_of};
+use super::bed::{Bed, Scale, bytes, can_mount, can_work_hard, scale, shell, state_of};
 use super::degraded::{check_still_files, load, still_files};
 use serde_json::Value;
 use std::fs;
@@ -64,6 +64,50 @@ fn a_replica_that_was_away_returns_by_itself_with_what_it_missed() {
     println!("longest call: {longest:?}");
     assert!(fs::read(bed.at("before")).unwrap() == bytes(1, 96 << 20));
     b_holds_everything(&bed, 60);
+}
+
+/// Goal: what is moved follows what was missed, and not what is there. Prints both, at volumes of three sizes.
+#[test]
+fn heavy_what_is_moved_follows_what_was_missed() {
+    // SEMANTICS: RET-1
+    if !can_work_hard() {
+        return;
+    }
+    const MIB: u64 = 1 << 20;
+    // MiB: of the volume, of what is on it, of what is missed.
+    let cases = match scale() {
+        Scale::All => [(1 << 10, 700, 100), (5 << 10, 3500, 100), (20 << 10, 10_000, 100)],
+        _ => [(256, 100, 20), (512, 300, 20), (1 << 10, 700, 20)],
+    };
+    for (volume, content, missed) in cases {
+        let bed = Bed::mounted(&format!("{volume}M"));
+        for part in 0..content / 50 {
+            fs::write(bed.at(&format!("content-{part}")), bytes(part, 50 << 20)).unwrap();
+        }
+        bed.sync();
+        let offline = |word: &str| bed.stablefs([word.as_ref(), bed.mnt.as_os_str(), bed.b.as_os_str()]).ok();
+        offline("offline");
+        for part in 0..missed / 10 {
+            fs::write(bed.at(&format!("missed-{part}")), bytes(1000 + part, 10 << 20)).unwrap();
+        }
+        bed.sync();
+        offline("online");
+        let status = bed.status();
+        let report = returned(&status);
+        let of = |name: &str| report[name].as_u64().unwrap();
+        let moved = of("bytes_copied");
+        println!(
+            "volume of {volume} MiB with {content} MiB on it: {missed} MiB missed, {:.1} MiB moved, {} blocks proven, {} sampled",
+            moved as f64 / MIB as f64,
+            of("blocks_proven"),
+            of("sampled")
+        );
+        assert!(moved >= missed * MIB && moved < missed * MIB * 11 / 10, "{report:#}");
+        assert!(of("blocks_proven") * 4096 < missed * MIB * 11 / 10, "{report:#}");
+        let scrub = bed.scrub();
+        assert_eq!(scrub["detected"].as_u64(), Some(0), "{scrub:#}");
+        bed.umount_and_check();
+    }
 }
 
 /// Goal: the same at a mount that finds a replica behind; it serves nothing before.
