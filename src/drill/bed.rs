@@ -224,7 +224,7 @@ impl Bed {
     /// It is refused.
     pub fn mount(&self, replicas: &[PathBuf], options: &str) -> Result<(), Stop> {
         let log = self.root.join("daemon.log").to_string_lossy().replace('\\', "\\\\").replace(',', "\\,");
-        let words: [OsString; 3] = ["mount".into(), "-o".into(), format!("log={log},noreturn,{options}").into()];
+        let words: [OsString; 3] = ["mount".into(), "-o".into(), format!("log={log},{options}").into()];
         let places = replicas.iter().chain([&self.mnt]).map(Into::into);
         self.stablefs(words.into_iter().chain(places))?.ok().map(drop)
     }

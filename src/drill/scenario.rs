@@ -5,6 +5,7 @@
 //!
 //! A new scenario is a file with a type that implements [`Scenario`], and a line in [`ALL`].
 
+mod away;
 mod emptied;
 mod full;
 mod hung;
@@ -51,6 +52,7 @@ fn folder_and_disk(stage: &Stage<'_>, kind: DiskKind, size_mib: u64) -> Result<(
 /// All of them.
 pub const ALL: &[&dyn Scenario] = &[
     &emptied::Emptied,
+    &away::Away,
     &rotten::Rotten,
     &killed::Killed,
     &shutdown::ShutDown(DiskKind::Ext4),

@@ -23,6 +23,8 @@ pub const DEADLINE: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(1);
 /// Within this `status` names a lost replica (SEMANTICS DEG-3).
 pub const DETECTION_MAX: Duration = Duration::from_secs(5);
+/// Within this a replica that can be had again is back.
+const RETURN_MAX: Duration = Duration::from_secs(60);
 /// A call that takes longer ends the scenario: it will never come back.
 const STUCK_MAX: Duration = Duration::from_secs(40);
 /// Longest that applications may take to end.
@@ -48,6 +50,8 @@ pub struct Stage<'a> {
     began: Instant,
     seed: u64,
     mount_options: String,
+    /// Replicas that were away are taken back by themselves; else a scenario has its own way.
+    takes_back: bool,
     injected: Instant,
 }
 
@@ -77,8 +81,14 @@ impl<'a> Stage<'a> {
             began,
             seed: options.seed,
             mount_options: String::new(),
+            takes_back: false,
             injected: began,
         })
+    }
+
+    /// From the next mount on, replicas that were away return without being told to.
+    pub fn take_back(&mut self) {
+        self.takes_back = true;
     }
 
     /// Make and mount a volume of `size` on `replicas`, and let the applications begin.
@@ -95,7 +105,8 @@ impl<'a> Stage<'a> {
         self.tell.progress("making a volume");
         self.replicas = replicas;
         self.outcome.stall_max_ms = (deadline + GRACE).as_millis() as u64;
-        self.mount_options = format!("deadline={}ms", deadline.as_millis());
+        let takes_back = if self.takes_back { "return" } else { "noreturn" };
+        self.mount_options = format!("deadline={}ms,{takes_back}", deadline.as_millis());
         self.bed.format(size, &self.replicas)?;
         self.mount()?;
         self.tell.progress("writing files");
@@ -227,6 +238,36 @@ impl<'a> Stage<'a> {
         self.detected(&text);
         if report.status.action.is_none() {
             self.broken("DEG-3: status does not say what to do".into());
+        }
+        Ok(())
+    }
+
+    /// Wait until a replica that was away is back by itself.
+    ///
+    /// # Errors
+    /// It is not, in time.
+    pub fn wait_for_return(&mut self, replica: &Path) -> Result<(), Stop> {
+        let wanted = replica.to_string_lossy().into_owned();
+        let what = format!("RET-1: {} is back by itself", self.short(replica));
+        let back = |stage: &mut Stage<'a>| {
+            let report = stage.bed.status()?;
+            let is_back = report.status.replicas.iter().any(|one| one.path == wanted && one.state == "in sync");
+            Ok(report.task.filter(|task| is_back && task.kind == "resync" && task.ended_ns > 0))
+        };
+        let (task, took) = self.wait(&what, RETURN_MAX, back)?;
+        let number = |name: &str| task.result.get(name).and_then(serde_json::Value::as_u64).unwrap_or(0);
+        self.outcome.blocks_healed += number("blocks_copied");
+        let text = format!(
+            "{} is back by itself: {} blocks missed, {} copied, {} proven, {:.1} s under load",
+            self.short(replica),
+            number("blocks_missed"),
+            number("blocks_copied"),
+            number("blocks_proven"),
+            took.as_secs_f64()
+        );
+        self.event(Kind::Healed, text);
+        if number("since_group") == 0 {
+            self.broken("RET-1: everything was compared, not what was missed".into());
         }
         Ok(())
     }

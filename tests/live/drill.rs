@@ -65,7 +65,7 @@ fn all_passed(result: &Value, skipped: &[&str]) {
 /// Goal: every promise holds in every scenario that this user can run on this machine.
 #[test]
 fn heavy_drill_run_all() {
-    // SEMANTICS: READ-1, READ-2, DUR-1, CRASH-1, CRASH-3, DEG-1, DEG-2, DEG-3, DEG-7, HEAL-1, SPACE-3
+    // SEMANTICS: READ-1, READ-2, DUR-1, CRASH-1, CRASH-3, DEG-1, DEG-2, DEG-3, DEG-7, RET-1, HEAL-1, SPACE-3
     if !can_work_hard() {
         return;
     }
