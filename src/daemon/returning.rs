@@ -36,8 +36,14 @@ impl Attempt {
     }
 
     /// An attempt begins now.
-    fn begin(&mut self, now: Instant) {
+    fn begin(&mut self) {
         self.busy = true;
+    }
+
+    /// It ended now. However long it took, it was away all the time: otherwise one that fails late would be tried for ever.
+    fn end(&mut self, now: Instant) {
+        self.busy = false;
+        self.last_seen_away = now;
         self.next = now + self.pause;
         self.pause = (self.pause * 2).min(PAUSE_MAX);
     }
@@ -72,7 +78,7 @@ fn due(away: &[Away], attempts: &Attempts, now: Instant) -> Vec<Away> {
         }
         attempt.last_seen_away = now;
         if !attempt.busy && now >= attempt.next {
-            attempt.begin(now);
+            attempt.begin();
             due.push(one.clone());
         }
     }
@@ -92,13 +98,13 @@ fn attempt(service: &Arc<Service>, away: Away, attempts: &Attempts) {
             Err(why) => log::debug!("replica {slot} is not taken back yet: {why}"),
         }
         if let Some(attempt) = attempts_of_thread.lock().get_mut(&slot) {
-            attempt.busy = false;
+            attempt.end(Instant::now());
         }
     };
     if let Err(error) = std::thread::Builder::new().name(format!("return-{slot}")).spawn(work) {
         log::error!("no thread to take replica {slot} back: {error}");
         if let Some(attempt) = attempts.lock().get_mut(&slot) {
-            attempt.busy = false;
+            attempt.end(Instant::now());
         }
     }
 }
@@ -113,9 +119,25 @@ mod tests {
         let mut attempt = Attempt::first(now);
         let mut pauses = Vec::new();
         for _ in 0..8 {
-            attempt.begin(now);
+            attempt.begin();
+            attempt.end(now);
             pauses.push((attempt.next - now).as_secs());
         }
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+    }
+
+    #[test]
+    fn one_that_fails_late_is_not_tried_at_once() {
+        let attempts = Attempts::default();
+        let begun = Instant::now();
+        let mut attempt = Attempt { pause: PAUSE_MAX, ..Attempt::first(begun) };
+        attempt.begin();
+        attempt.end(begun + 10 * PAUSE_MAX);
+        attempts.lock().insert(0, attempt);
+        let waits = |now| {
+            let attempt = attempts.lock()[&0];
+            attempt.next > now && attempt.pause == PAUSE_MAX && now.duration_since(attempt.last_seen_away) < PAUSE_MAX
+        };
+        assert!(waits(begun + 10 * PAUSE_MAX + LOOK));
     }
 }
