@@ -107,8 +107,8 @@ pub fn bring_back(
     progress: &mut dyn FnMut(&Progress) -> bool,
 ) -> Result<ReturnReport, StoreError> {
     let name = ReplicaName { uuid: found.label.replica, path: path.clone() };
-    let begun = may_return(store, slot, &name, found).and_then(|since| {
-        store.declare()?;
+    // A root must call it out before it is asked what it holds: one that calls it in sync does not say.
+    let begun = store.declare().and_then(|()| may_return(store, slot, &name, found)).and_then(|since| {
         let root = store.note_synced(slot, since)?;
         renounce(&*backing, &root).map_err(|why| refused(format!("{path}: {why}")))?;
         store.change_members(|mirror| mirror.start_returning(slot, name, backing.clone()))?;
@@ -209,6 +209,8 @@ impl Resync<'_> {
             let of = seen.len();
             ::log::warn!("{}: {missing} of {of} blocks that it must hold are not there: all are compared", self.path);
             self.since = 0;
+            // Were this return cut, the next one's sample might have more luck.
+            self.store.note_synced(slot, 0).map_err(|error| error.to_string())?;
         }
         Ok(seen.len() as u64)
     }

@@ -137,3 +137,18 @@ fn what_it_holds_is_read_from_both_roots() {
     assert!(holds(&own(32, 21, InSync, 0)).unwrap_err().contains("written apart"));
     assert!(holds_until(&now, Uuid([9; 16]), &[]).unwrap_err().contains("not a replica"));
 }
+
+#[test]
+fn a_sample_that_failed_is_remembered() {
+    let rig = Rig::new(6, 2);
+    let (store, _) = rig.open(false).unwrap();
+    apart(&rig, &store, 12, 2);
+    let zones = store.label().geometry.zones_at;
+    rig.disks[1].addresses().into_iter().filter(|addr| *addr >= zones).for_each(|addr| rig.disks[1].zero(addr));
+    store.mirror().release(1);
+    let backing = rig.disks[1].reopen();
+    let found = examine(&*backing, Duration::from_secs(1)).unwrap();
+    let stopped = bring_back(&store, 1, "/disk/1".into(), backing, &found, &mut |_| false);
+    assert!(matches!(stopped, Err(StoreError::Refused(_))), "{stopped:?}");
+    assert_eq!(store.durable_root().members[1].synced_txg, 0, "the next one must not trust its luck");
+}
