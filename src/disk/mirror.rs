@@ -192,7 +192,8 @@ impl Mirror {
     /// its lock, and counts in [`ReplicaHealth::in_flight`]. Nothing happens to a replica that takes writes.
     pub fn release(&self, replica: usize) {
         let mut table = self.table.write();
-        let row = &mut table.rows[replica];
+        // One that was attached may be gone.
+        let Some(row) = table.rows.get_mut(replica) else { return };
         if row.state == ReplicaState::Out
             && let Some(backing) = row.backing.take()
         {

@@ -99,7 +99,8 @@ impl Store {
     /// It may return, if it was sent away. Durable.
     pub(crate) fn let_return(&self, slot: usize) -> Result<(), StoreError> {
         let mut state = self.root.lock();
-        if !state.root.members[slot].offline {
+        // One that is attached, to take the place of another, is no member yet.
+        if !state.root.members.get(slot).is_some_and(|member| member.offline) {
             return Ok(());
         }
         let mut root = state.root.clone();

@@ -142,6 +142,12 @@ impl Volume {
             opened.close();
             return refused(text);
         }
+        // While its place was being opened, a person may have sent it away.
+        if self.is_sent_away(opened.slot) {
+            let text = format!("{}: was taken offline", opened.path);
+            opened.close();
+            return refused(text);
+        }
         let Opened { slot, path, backing, found } = opened;
         ::log::info!("{path} answers again: it is brought back");
         let report = bring_back(&self.store, slot, path, backing, &found, progress)?;
