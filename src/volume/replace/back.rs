@@ -84,6 +84,17 @@ pub fn holds_until(now: &Root, replica: Uuid, roots: &[(usize, Root)]) -> Result
         ));
     }
     let in_own = own.members.iter().find(|member| member.replica == replica);
+    // A root that was being written when the power failed is the next one after the last of both, and its version was left
+    // free. Further on lie versions that a mount skipped because a damaged slot may have held them: here is one that did.
+    let is_newer = own.version > member.synced_version && own.version + 1 < member.since_version;
+    if is_newer && member.synced_version > 0 && in_own.is_some_and(|own| own.state == MemberState::InSync) {
+        return Err(format!(
+            "has root {} of {}, which the others had lost when they went on without it; what it alone has would be lost. \
+             Look at it alone with `stablefs mount -o degraded,ro`, then replace it",
+            own.version,
+            crate::world::utc(own.time_ns)
+        ));
+    }
     Ok(match in_own {
         Some(own_member) if own_member.state == MemberState::InSync => match own.version >= member.synced_version {
             true => member.synced_txg,

@@ -134,6 +134,10 @@ fn what_it_holds_is_read_from_both_roots() {
     assert_eq!(holds(&own(31, 21, Returning, 12)), Ok(12), "an old copy on its way back");
     assert_eq!(holds(&own(31, 21, Out, 0)), Ok(0));
     assert_eq!(holds(&[]), Ok(0), "no root is left on it");
+    let mut skipped = now.clone();
+    skipped.members[1].since_version = 48;
+    let more = holds_until(&skipped, Uuid([2; 16]), &own(31, 21, InSync, 0)).unwrap_err();
+    assert!(more.contains("had lost"), "{more}");
     assert!(holds(&own(32, 21, InSync, 0)).unwrap_err().contains("written apart"));
     assert!(holds_until(&now, Uuid([9; 16]), &[]).unwrap_err().contains("not a replica"));
 }
@@ -151,4 +155,31 @@ fn a_sample_that_failed_is_remembered() {
     let stopped = bring_back(&store, 1, "/disk/1".into(), backing, &found, &mut |_| false);
     assert!(matches!(stopped, Err(StoreError::Refused(_))), "{stopped:?}");
     assert_eq!(store.durable_root().members[1].synced_txg, 0, "the next one must not trust its luck");
+}
+
+/// What one acknowledged, whose newest root the other cannot read, is not thrown away without a person's word.
+#[test]
+fn one_that_may_have_more_than_the_others_is_not_taken_back() {
+    let rig = Rig::new(5, 2);
+    let (store, _) = rig.open(false).unwrap();
+    write(&store, 20, 0, 3, 1).unwrap();
+    store.commit(Force::Always).unwrap();
+    write(&store, 20, 0, 3, 2).unwrap();
+    store.commit(Force::Clean).unwrap();
+    let (newest, root) = store.newest_root();
+    drop(store);
+    rig.disks[0].rot(Root::addr(newest), 100);
+    rig.disks[1].faults(|faults| faults.gone = true);
+    let (store, report) = rig.open(true).unwrap();
+    assert!(report.version < root.version);
+    assert_eq!(crate::store::tests::byte_at(&store, 20, 0), 1, "what was acknowledged last is only on the other");
+    rig.disks[1].relieve(true);
+    let outcome = come(&store, &rig.disks[1]);
+    assert!(
+        matches!(outcome, Err(StoreError::Refused(_))),
+        "{outcome:?}, now it reads {}",
+        crate::store::tests::byte_at(&store, 20, 0)
+    );
+    let there = examine(&*rig.disks[1].reopen(), Duration::from_secs(1)).unwrap();
+    assert_eq!(there.roots[0].1.version, root.version, "nothing on it is changed");
 }
