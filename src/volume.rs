@@ -113,7 +113,7 @@ pub struct Volume {
     engine: Mutex<Option<Engine>>,
     /// Long work that is under way.
     work: Mutex<Option<&'static str>>,
-    /// Slots sent away until the next mount.
+    /// Slots that were sent away.
     kept_away: Mutex<BTreeSet<usize>>,
 }
 
@@ -395,7 +395,12 @@ impl Volume {
     fn begin_work(&self, what: &'static str) -> Result<Alone<'_>, StoreError> {
         let mut work = self.work.lock();
         if let Some(other) = *work {
-            return refused(format!("a {other} is running: wait for it or stop it"));
+            let stop = match other {
+                "scrub" => " (stablefs scrub --stop)",
+                away::RESYNC => " (stablefs offline)",
+                _ => "",
+            };
+            return refused(format!("a {other} is running: wait for it or stop it{stop}"));
         }
         *work = Some(what);
         Ok(Alone(self))

@@ -137,7 +137,7 @@ impl Service {
         self.begin("resync", work)
     }
 
-    /// Who may return; their places are free to be opened.
+    /// Who may return.
     pub(super) fn away(&self) -> Vec<Away> {
         let Some(volume) = self.volume.try_read() else { return Vec::new() };
         volume.as_ref().map(Volume::away).unwrap_or_default()
@@ -159,15 +159,15 @@ impl Service {
     }
 
     fn online(&self, replica: &str, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<Value, String> {
-        if let Some(task) = self.running("resync") {
-            return task.follow(progress);
-        }
         let asked = now_ns();
         let away = {
             let volume = self.volume.read();
             volume.as_ref().ok_or(ENDING)?.online(replica).map_err(|error| error.to_string())?
         };
-        let Some(away) = away else { return Ok(json!({ "summary": "it is in sync, or on its way" })) };
+        let Some(away) = away else {
+            let running = self.running("resync");
+            return running.map_or_else(|| Ok(json!({ "summary": "it is in sync" })), |task| task.follow(progress));
+        };
         self.let_go(&away);
         let begun = away.open().and_then(|opened| self.begin_return(opened));
         // Whoever looks after replicas that are away may have been quicker.

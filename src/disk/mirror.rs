@@ -188,6 +188,11 @@ impl Mirror {
         }
     }
 
+    /// Put `replica` out because a person wants it. False: it is the last one in sync, and stays as it was.
+    pub fn send_out(&self, replica: usize, cause: &str) -> bool {
+        self.put_out(replica, cause) == Leaving::Out
+    }
+
     /// Close the backing of a replica that is out, so that it can be opened anew. I/O that still hangs in it keeps
     /// its lock, and counts in [`ReplicaHealth::in_flight`]. Nothing happens to a replica that takes writes.
     pub fn release(&self, replica: usize) {

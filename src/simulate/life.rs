@@ -30,6 +30,7 @@ use super::driver::Driver;
 use super::judge::{self, Known};
 use super::model::Op;
 use super::{Ask, Bench, Failure, Seen, Setup, Tally, clean, disk_path};
+use crate::control::Progress;
 use crate::disk::sim::{CrashPlan, Image, Random};
 use crate::format::Root;
 use crate::format::geometry::ROOT_SLOTS;
@@ -345,24 +346,33 @@ impl Life {
         place: Place,
         target: usize,
     ) -> Result<Result<crate::volume::replace::ReplaceReport, StoreError>, String> {
-        let store = Arc::clone(&driver.store);
         if let Place::Free(slot) = place {
-            store.mirror().release(slot);
+            driver.store.mirror().release(slot);
         }
-        let name = self.new_name(&store, target);
+        let name = self.new_name(&driver.store, target);
         let backing = self.bench.power.disk_at(target);
+        self.beside(driver, |store, progress| resync(store, place, name, backing, progress))
+    }
+
+    /// Do `work` on the store, with some operations beside it.
+    fn beside<T>(
+        &mut self,
+        driver: &mut Driver,
+        work: impl FnOnce(&Store, &mut dyn FnMut(&Progress) -> bool) -> T,
+    ) -> Result<T, String> {
+        let store = Arc::clone(&driver.store);
         let mut failed = Ok(());
-        let mut beside = self.random.below(8);
-        let outcome = resync(&store, place, name, backing, &mut |_| {
-            if beside > 0 && failed.is_ok() && !self.bench.power.is_cut() {
-                beside -= 1;
+        let mut left = self.random.below(8);
+        let outcome = work(&store, &mut |_| {
+            if left > 0 && failed.is_ok() && !self.bench.power.is_cut() {
+                left -= 1;
                 let from = driver.log.len();
                 failed = self.bench.run_on(driver, 1);
                 self.story.extend(driver.log[from..].iter().cloned().map(Line::Did));
             }
             true
         });
-        failed.map_err(|text| format!("beside a replace: {text}"))?;
+        failed.map_err(|text| format!("beside a resync: {text}"))?;
         Ok(outcome)
     }
 

@@ -61,53 +61,47 @@ impl Store {
 
     /// Change who is in the mirror, and make a root durable that says so, before any other root can be written.
     pub(crate) fn change_members<T>(&self, change: impl FnOnce(&Mirror) -> T) -> Result<T, StoreError> {
-        let mut state = self.root.lock();
-        let changed = change(&self.mirror);
-        let root = state.root.clone();
-        let written = self.write_root(&mut state, root);
-        drop(state);
-        if let Err(error) = written {
-            self.fail(&error);
-            return Err(error);
-        }
-        Ok(changed)
+        self.change_root(|mirror, _| change(mirror))
     }
 
-    /// A durable root says that the replica in `slot`, which is out, holds every block born in group `synced` or before that is
-    /// still in use (0: not known). Gives that root and its slot.
-    pub(crate) fn note_synced(&self, slot: usize, synced: Txg) -> Result<(usize, Root), StoreError> {
+    /// As [`Store::change_members`]; what a root says of its members can be changed with it.
+    fn change_root<T>(&self, change: impl FnOnce(&Mirror, &mut Root) -> T) -> Result<T, StoreError> {
         let mut state = self.root.lock();
-        if state.root.members[slot].synced_txg != synced {
-            let mut root = state.root.clone();
-            root.members[slot].synced_txg = synced;
-            self.write_root(&mut state, root).inspect_err(|error| self.fail(error))?;
-        }
-        Ok((state.newest_slot, state.root.clone()))
-    }
-
-    /// A person sends the replica in `slot` away: it is out; `remembered` by the next mounts, too. Durable.
-    pub(crate) fn send_away(&self, slot: usize, cause: &str, remembered: bool) -> Result<(), StoreError> {
-        let mut state = self.root.lock();
-        self.mirror.set_out(slot, cause);
         let mut root = state.root.clone();
-        root.members[slot].offline = remembered;
+        let changed = change(&self.mirror, &mut root);
         let written = self.write_root(&mut state, root);
         drop(state);
-        written.inspect_err(|error| self.fail(error))
+        written.inspect_err(|error| self.fail(error)).map(|()| changed)
+    }
+
+    /// A durable root says that the replica in `slot`, which is not in sync, holds every block born in group `synced` or before
+    /// that is still in use (0: not known). Gives the newest root and its slot.
+    pub(crate) fn note_synced(&self, slot: usize, synced: Txg) -> Result<(usize, Root), StoreError> {
+        if self.newest_root().1.members[slot].synced_txg != synced {
+            self.change_root(|_, root| root.members[slot].synced_txg = synced)?;
+        }
+        Ok(self.newest_root())
+    }
+
+    /// A person sends the replica in `slot` away: it is out; `remembered` by the next mounts, too. Durable. False: it is the
+    /// last one in sync, and stays.
+    pub(crate) fn send_away(&self, slot: usize, cause: &str, remembered: bool) -> Result<bool, StoreError> {
+        self.change_root(|mirror, root| {
+            let leaves = mirror.send_out(slot, cause);
+            if let Some(member) = root.members.get_mut(slot).filter(|_| leaves) {
+                member.offline = remembered;
+            }
+            leaves
+        })
     }
 
     /// It may return, if it was sent away. Durable.
     pub(crate) fn let_return(&self, slot: usize) -> Result<(), StoreError> {
-        let mut state = self.root.lock();
         // One that is attached, to take the place of another, is no member yet.
-        if !state.root.members.get(slot).is_some_and(|member| member.offline) {
-            return Ok(());
+        if self.newest_root().1.members.get(slot).is_some_and(|member| member.offline) {
+            self.change_root(|_, root| root.members[slot].offline = false)?;
         }
-        let mut root = state.root.clone();
-        root.members[slot].offline = false;
-        let written = self.write_root(&mut state, root);
-        drop(state);
-        written.inspect_err(|error| self.fail(error))
+        Ok(())
     }
 
     /// Write `root` with the next version and the present members, until that is the truth.

@@ -7,9 +7,9 @@
 
 use super::{EXAMINE_WAIT, Volume, close_all, refused};
 use crate::control::Progress;
-use crate::disk::ReplicaState;
 use crate::disk::backing::Backing;
 use crate::disk::file::{self, Mode, OpenError};
+use crate::disk::{ReplicaHealth, ReplicaState};
 use crate::format::{Label, Uuid};
 use crate::store::StoreError;
 use crate::store::recover::{self, Found};
@@ -21,6 +21,16 @@ use std::time::Duration;
 
 /// How long a place that this process has just let go of may take to be free.
 const LET_GO: Duration = Duration::from_secs(1);
+
+/// How long a return may take to end when its replica is sent away.
+const STOP_MAX: Duration = Duration::from_secs(30);
+/// What this work is called.
+pub(super) const RESYNC: &str = "resync";
+
+/// Whether it is out or missing, and may come back.
+fn is_away(health: &ReplicaHealth) -> bool {
+    matches!(health.state, ReplicaState::Out | ReplicaState::Missing)
+}
 
 /// A replica that is not in sync.
 #[derive(Debug, Clone)]
@@ -98,19 +108,21 @@ impl Volume {
             return Vec::new();
         }
         let kept_away = self.kept_away.lock();
-        let is_away = |state: ReplicaState| matches!(state, ReplicaState::Out | ReplicaState::Missing);
         let health = self.mirror.health().into_iter();
-        let free = health.filter(|h| is_away(h.state) && h.in_flight == 0 && !kept_away.contains(&h.slot));
-        free.map(|h| Away {
-            slot: h.slot,
-            places: match h.name.path.starts_with('/') {
-                true => vec![h.name.path],
+        let free = health.filter(|h| is_away(h) && h.in_flight == 0 && !kept_away.contains(&h.slot));
+        free.map(|h| self.as_away(h)).collect()
+    }
+
+    fn as_away(&self, health: ReplicaHealth) -> Away {
+        Away {
+            slot: health.slot,
+            places: match health.name.path.starts_with('/') {
+                true => vec![health.name.path],
                 false => self.absent.iter().map(|(path, _)| path.clone()).collect(),
             },
-            replica: h.name.uuid,
+            replica: health.name.uuid,
             label: self.label.clone(),
-        })
-        .collect()
+        }
     }
 
     /// Let go of the place of a replica that is out, so that [`Away::open`] finds it free.
@@ -127,58 +139,76 @@ impl Volume {
         opened: Opened,
         progress: &mut dyn FnMut(&Progress) -> bool,
     ) -> Result<ReturnReport, StoreError> {
-        let _alone = match self.begin_work("resync") {
+        let _alone = match self.begin_work(RESYNC) {
             Ok(alone) => alone,
             Err(refusal) => {
                 opened.close();
                 return Err(refusal);
             }
         };
-        let is_away = |h: crate::disk::ReplicaHealth| {
-            h.slot == opened.slot && matches!(h.state, ReplicaState::Out | ReplicaState::Missing)
+        // While its place was being opened, another may have brought it back, or a person may have sent it away.
+        let here = self.mirror.health().into_iter().find(|h| h.slot == opened.slot);
+        let why_not = match here {
+            Some(health) if !is_away(&health) => Some("is back already"),
+            _ if self.is_sent_away(opened.slot) => Some("was taken offline"),
+            _ => None,
         };
-        if !self.mirror.health().into_iter().any(is_away) {
-            let text = format!("{}: is back already", opened.path);
-            opened.close();
-            return refused(text);
-        }
-        // While its place was being opened, a person may have sent it away.
-        if self.is_sent_away(opened.slot) {
-            let text = format!("{}: was taken offline", opened.path);
+        if let Some(why_not) = why_not {
+            let text = format!("{}: {why_not}", opened.path);
             opened.close();
             return refused(text);
         }
         let Opened { slot, path, backing, found } = opened;
         ::log::info!("{path} answers again: it is brought back");
-        let report = bring_back(&self.store, slot, path, backing, &found, progress)?;
+        let mut progress = |told: &Progress| !self.is_sent_away(slot) && progress(told);
+        let report = bring_back(&self.store, slot, path, backing, &found, &mut progress)?;
         self.note_places();
         ::log::info!("resync: {}", report.summary);
         Ok(report)
     }
 
     /// Send the replica `which` (path or slot number) away: until [`Volume::online`], or with `until_mount` until the next mount.
+    /// If it is on its way back, that ends.
     ///
     /// # Errors
-    /// It is the last one in sync.
+    /// It is the last one in sync; other long work runs.
     pub fn offline(&self, which: &str, until_mount: bool) -> Result<(), StoreError> {
         if self.options.read_only {
             return Err(StoreError::ReadOnly);
         }
-        let _alone = self.begin_work("change of replicas")?;
-        let health = self.mirror.health();
-        let slot = self.find_replica(which, &health)?;
-        let members = self.mirror.members();
-        if members.contains(slot) && members.count() == 1 {
+        let slot = self.find_replica(which, &self.mirror.health())?;
+        let is_new = self.kept_away.lock().insert(slot);
+        let sent = self.send_away(slot, until_mount);
+        if sent.is_err() && is_new {
+            self.kept_away.lock().remove(&slot);
+        }
+        sent
+    }
+
+    fn send_away(&self, slot: usize, until_mount: bool) -> Result<(), StoreError> {
+        let until = Instant::now() + STOP_MAX;
+        let _alone = loop {
+            match self.begin_work("change of replicas") {
+                // Its return sees that it is not wanted, and ends.
+                Err(_) if self.is_returning(slot) && Instant::now() < until => {
+                    crate::sync::thread::sleep(Duration::from_millis(10));
+                }
+                begun => break begun?,
+            }
+        };
+        let cause = if until_mount { "taken offline until the next mount" } else { "taken offline" };
+        if !self.store.send_away(slot, cause, !until_mount)? {
+            let path = self.mirror.health().get(slot).map(|h| h.name.path.clone()).unwrap_or_default();
             return refused(format!(
-                "{}: is the only replica in sync: without it nothing could be read. Unmount the volume instead",
-                health[slot].name.path
+                "{path}: is the only replica in sync: without it nothing could be read. Unmount the volume instead"
             ));
         }
-        let cause = if until_mount { "taken offline until the next mount" } else { "taken offline" };
-        self.store.send_away(slot, cause, !until_mount)?;
-        self.kept_away.lock().insert(slot);
         self.mirror.release(slot);
         Ok(())
+    }
+
+    fn is_returning(&self, slot: usize) -> bool {
+        self.mirror.health().get(slot).is_some_and(|h| h.state == ReplicaState::Returning)
     }
 
     /// Let the replica `which` (path or slot number) return. `None`: it is in sync, or on its way.
@@ -189,21 +219,22 @@ impl Volume {
         if self.options.read_only {
             return Err(StoreError::ReadOnly);
         }
-        let health = self.mirror.health();
+        let mut health = self.mirror.health();
         let slot = self.find_replica(which, &health)?;
+        let health = health.swap_remove(slot);
         self.kept_away.lock().remove(&slot);
         self.store.let_return(slot)?;
-        if !matches!(health[slot].state, ReplicaState::Out | ReplicaState::Missing) {
+        if !is_away(&health) {
             return Ok(None);
         }
-        let found = self.away().into_iter().find(|away| away.slot == slot);
-        found.map(Some).ok_or_else(|| {
-            StoreError::Refused(format!(
+        if health.in_flight > 0 {
+            return refused(format!(
                 "{}: {} requests to it have not come back; what hangs there could still land on it. Wait until the disk \
                  answers or is gone",
-                health[slot].name.path, health[slot].in_flight
-            ))
-        })
+                health.name.path, health.in_flight
+            ));
+        }
+        Ok(Some(self.as_away(health)))
     }
 
     /// Whether the replica in `slot` was sent away by hand.

@@ -201,3 +201,29 @@ fn a_return_that_was_cut_is_taken_up() {
     assert!(fs::read(bed.at("file")).unwrap() == bytes(4, 200 << 20));
     b_holds_everything(&bed, 30);
 }
+
+/// Goal: a return can be stopped: who is sent away in the middle of it is away at once, and takes it up when told to.
+#[test]
+fn a_return_is_stopped_by_sending_it_away() {
+    // SEMANTICS: RET-3
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::mounted("1G");
+    still_files(&bed, 10);
+    let say = |word: &str| bed.stablefs([word.as_ref(), bed.mnt.as_os_str(), bed.b.as_os_str()]);
+    say("offline").ok();
+    fs::write(bed.at("file"), bytes(5, 300 << 20)).unwrap();
+    bed.sync();
+    let online = std::thread::scope(|scope| {
+        let online = scope.spawn(|| say("online"));
+        bed.wait_for(PATIENCE, "the return has begun", |status| state_of(status, &bed.b) == "returning");
+        say("offline").ok();
+        assert_eq!(state_of(&bed.status(), &bed.b), "out");
+        online.join().unwrap()
+    });
+    assert_eq!(online.code, 1, "{online}");
+    say("online").ok();
+    assert!(fs::read(bed.at("file")).unwrap() == bytes(5, 300 << 20));
+    b_holds_everything(&bed, 10);
+}

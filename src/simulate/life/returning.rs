@@ -5,13 +5,12 @@
 //! *Fails when*: the return is refused without a reason, or leaves something out. *Order*: none.
 //! *Not here*: replacing (`life`).
 
-use super::{Life, Line};
+use super::Life;
 use crate::simulate::driver::Driver;
 use crate::simulate::{clean, disk_path};
+use crate::store::StoreError;
 use crate::store::recover::examine;
-use crate::store::{Store, StoreError};
 use crate::volume::replace::back::{ReturnReport, bring_back};
-use std::sync::Arc;
 use std::time::Duration;
 
 impl Life {
@@ -66,25 +65,12 @@ impl Life {
         slot: usize,
         disk: usize,
     ) -> Result<Result<ReturnReport, StoreError>, String> {
-        let store: Arc<Store> = Arc::clone(&driver.store);
-        store.mirror().release(slot);
+        driver.store.mirror().release(slot);
         let backing = self.bench.power.disk_at(disk);
         let found = match examine(&*backing, Duration::from_secs(1)) {
             Ok(found) => found,
             Err(why) => return Ok(Err(StoreError::Refused(format!("{}: {why}", disk_path(disk))))),
         };
-        let mut failed = Ok(());
-        let mut beside = self.random.below(8);
-        let outcome = bring_back(&store, slot, disk_path(disk), backing, &found, &mut |_| {
-            if beside > 0 && failed.is_ok() && !self.bench.power.is_cut() {
-                beside -= 1;
-                let from = driver.log.len();
-                failed = self.bench.run_on(driver, 1);
-                self.story.extend(driver.log[from..].iter().cloned().map(Line::Did));
-            }
-            true
-        });
-        failed.map_err(|text| format!("beside a return: {text}"))?;
-        Ok(outcome)
+        self.beside(driver, |store, progress| bring_back(store, slot, disk_path(disk), backing, &found, progress))
     }
 }

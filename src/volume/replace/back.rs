@@ -178,19 +178,19 @@ fn may_return(store: &Store, slot: usize, name: &ReplicaName, found: &Found) -> 
 impl Resync<'_> {
     /// Copy and prove what was missed; gives rounds, blocks missed, blocks sampled.
     fn catch_up(&mut self) -> Result<(u64, u64, u64), String> {
+        // Growth that began without it must stand in the bitmaps that are about to be committed.
+        self.store.allocator().settle_growth();
         self.store.commit(Force::Always).map_err(|error| error.to_string())?;
         let sampled = if self.since > 0 { self.sample()? } else { 0 };
-        let missed = count_missed(self.store, self.since);
-        self.total = missed.blocks;
-        let zones: Vec<u64> = match self.since {
-            0 => (0..self.store.label().geometry.zones).collect(),
-            _ => missed.zones.into_iter().collect(),
-        };
-        self.allocate(zones.into_iter())?;
+        let (missed, changed) = self.count_missed()?;
+        match self.since {
+            0 => self.allocate(0..self.store.label().geometry.zones)?,
+            _ => self.allocate(changed.into_iter())?,
+        }
         // What cannot be read there might hold something, were it alone.
         let spare = self.store.prove_spare(&[self.slot], true);
         self.fixed(spare)?;
-        Ok((self.copy_and_prove()?, missed.blocks, sampled))
+        Ok((self.copy_and_prove()?, missed, sampled))
     }
 
     /// Prove some of what it is taken to hold. If something is not there, believe nothing.
@@ -226,6 +226,20 @@ impl Resync<'_> {
         Ok(seen.len() as u64)
     }
 
+    /// Look at metadata only, so that it is known how much is to be sent; gives that, and the zones that have changed.
+    fn count_missed(&mut self) -> Result<(u64, BTreeSet<u64>), String> {
+        self.what = "looking for what it missed";
+        let (store, since) = (self.store, self.since);
+        let mut missed = Missed { resync: self, blocks: 0, zones: BTreeSet::new() };
+        let ended = store.walk_since(since, &mut missed);
+        let (blocks, zones) = (missed.blocks, missed.zones);
+        if ended.is_break() {
+            return Err(self.failure.take().unwrap_or_else(|| "stopped".into()));
+        }
+        self.total = blocks;
+        Ok((blocks, zones))
+    }
+
     fn return_report(self, rounds: u64, missed: u64, sampled: u64) -> ReturnReport {
         let (proven, copied, lost) = (self.tally.correct, self.copied, self.lost.len() as u64);
         let what = if self.since == 0 { "blocks" } else { "blocks that it missed are" };
@@ -249,24 +263,17 @@ impl Resync<'_> {
     }
 }
 
-/// Look at metadata only, so that it is known how much is to be sent, and where it needs space.
-fn count_missed(store: &Store, since: Txg) -> Missed<'_> {
-    let mut missed = Missed { store, blocks: 0, zones: BTreeSet::new() };
-    let _to_the_end = store.walk_since(since, &mut missed);
-    missed
-}
-
 /// Counts what a walk shows.
-struct Missed<'a> {
-    store: &'a Store,
+struct Missed<'a, 'b> {
+    resync: &'a mut Resync<'b>,
     blocks: u64,
     /// Zones whose bitmaps have changed.
     zones: BTreeSet<u64>,
 }
 
-impl Sink for Missed<'_> {
+impl Sink for Missed<'_, '_> {
     fn pieces(&mut self, pieces: &[Piece]) -> ControlFlow<()> {
-        let geometry = &self.store.label().geometry;
+        let geometry = &self.resync.store.label().geometry;
         for piece in pieces {
             self.blocks += piece.sums.len() as u64;
             if piece.part == Part::Bitmap {
@@ -277,7 +284,7 @@ impl Sink for Missed<'_> {
     }
     fn unreadable(&mut self, _: Part, _: Addr, _: u64, _: &StoreError) {}
     fn pause(&mut self) -> ControlFlow<()> {
-        ControlFlow::Continue(())
+        self.resync.pause()
     }
 }
 

@@ -25,10 +25,24 @@ fn apart(rig: &Rig, store: &Store, before: u64, missed: u64) {
 }
 
 fn come(store: &Store, disk: &Arc<SimDisk>) -> Result<ReturnReport, StoreError> {
+    come_until(store, disk, &mut |_| true)
+}
+
+fn come_until(
+    store: &Store,
+    disk: &Arc<SimDisk>,
+    progress: &mut dyn FnMut(&Progress) -> bool,
+) -> Result<ReturnReport, StoreError> {
     store.mirror().release(1);
     let backing = disk.reopen();
     let found = examine(&*backing, Duration::from_secs(1)).unwrap();
-    bring_back(store, 1, "/disk/1".into(), backing, &found, &mut |_| true)
+    bring_back(store, 1, "/disk/1".into(), backing, &found, progress)
+}
+
+/// All data and nodes are gone from the second disk; labels and roots are not.
+fn lose_old_blocks(rig: &Rig, store: &Store) {
+    let zones = store.label().geometry.zones_at;
+    rig.disks[1].addresses().into_iter().filter(|addr| *addr >= zones).for_each(|addr| rig.disks[1].zero(addr));
 }
 
 fn nothing_is_damaged(store: &Store) {
@@ -61,9 +75,7 @@ fn a_sample_that_fails_has_everything_compared() {
     let rig = Rig::new(2, 2);
     let (store, _) = rig.open(false).unwrap();
     apart(&rig, &store, 12, 2);
-    // All data and nodes of the old groups are gone there; labels and roots are not.
-    let zones = store.label().geometry.zones_at;
-    rig.disks[1].addresses().into_iter().filter(|addr| *addr >= zones).for_each(|addr| rig.disks[1].zero(addr));
+    lose_old_blocks(&rig, &store);
     let report = come(&store, &rig.disks[1]).unwrap();
     assert_eq!((report.since_group, report.lost), (0, 0), "{report:?}");
     nothing_is_damaged(&store);
@@ -90,10 +102,7 @@ fn while_it_returns_it_is_nobody_and_a_cut_keeps_what_is_known() {
     let (store, _) = rig.open(false).unwrap();
     apart(&rig, &store, 12, 2);
     let went = store.durable_root().members[1].synced_txg;
-    store.mirror().release(1);
-    let backing = rig.disks[1].reopen();
-    let found = examine(&*backing, Duration::from_secs(1)).unwrap();
-    let stopped = bring_back(&store, 1, "/disk/1".into(), backing, &found, &mut |_| false);
+    let stopped = come_until(&store, &rig.disks[1], &mut |_| false);
     assert!(matches!(stopped, Err(StoreError::Refused(_))), "{stopped:?}");
     let there = examine(&*rig.disks[1].reopen(), Duration::from_secs(1)).unwrap();
     let renounced = |(_, root): &(usize, Root)| root.members[1].state != MemberState::InSync;
@@ -147,12 +156,8 @@ fn a_sample_that_failed_is_remembered() {
     let rig = Rig::new(6, 2);
     let (store, _) = rig.open(false).unwrap();
     apart(&rig, &store, 12, 2);
-    let zones = store.label().geometry.zones_at;
-    rig.disks[1].addresses().into_iter().filter(|addr| *addr >= zones).for_each(|addr| rig.disks[1].zero(addr));
-    store.mirror().release(1);
-    let backing = rig.disks[1].reopen();
-    let found = examine(&*backing, Duration::from_secs(1)).unwrap();
-    let stopped = bring_back(&store, 1, "/disk/1".into(), backing, &found, &mut |_| false);
+    lose_old_blocks(&rig, &store);
+    let stopped = come_until(&store, &rig.disks[1], &mut |progress| progress.what != "looking for what it missed");
     assert!(matches!(stopped, Err(StoreError::Refused(_))), "{stopped:?}");
     assert_eq!(store.durable_root().members[1].synced_txg, 0, "the next one must not trust its luck");
 }
