@@ -18,7 +18,7 @@ pub mod sim;
 pub use backing::{Backing, BackingFacts, BackingKind, Done, Facts, Op, Ticket};
 pub use buffer::{Buf, Slice};
 pub use file::{CreateOptions, Inspection, Mode, OpenError, inspect, open};
-pub use mirror::{Damage, Members, Mirror, Proof, ReplicaCounters, ReplicaHealth, ReplicaState};
+pub use mirror::{Combination, Damage, Members, Mirror, Proof, Recipe, ReplicaCounters, ReplicaHealth, ReplicaState};
 
 use crate::format::{Addr, Uuid};
 

@@ -58,6 +58,9 @@ fn print(report: &FsckReport, verbose: bool, repairs: bool) {
     if report.findings_dropped > 0 {
         println!("… and {} more findings", report.findings_dropped);
     }
+    for line in &report.combined_from {
+        println!("{}: {line}", if repairs { "put together" } else { "could be put together" });
+    }
     for line in &report.repaired {
         println!("repaired: {line}");
     }
@@ -69,11 +72,17 @@ fn print(report: &FsckReport, verbose: bool, repairs: bool) {
             println!("replica {}:", replica.name);
             for (kind, tally) in &replica.kinds {
                 println!(
-                    "  {kind}: {} proven, {} damaged, {} healed, {} lost",
-                    tally.proven, tally.detected, tally.healed, tally.lost
+                    "  {kind}: {} proven, {} damaged, {} healed ({} put together), {} lost",
+                    tally.proven, tally.detected, tally.healed, tally.combined, tally.lost
                 );
             }
         }
+    }
+    if report.combined > report.combined_from.len() as u64 {
+        println!("… and {} more put together", report.combined - report.combined_from.len() as u64);
+    }
+    if report.untried > 0 {
+        println!("{} blocks have too many combinations of their parts, which were not tried", report.untried);
     }
     println!(
         "{} blocks proven, {} damaged, {} healed, {} lost; {} inodes; {} log records waited",

@@ -55,6 +55,13 @@ fn print_scrub(report: &ScrubReport) {
     for line in &report.lost_paths {
         println!("lost: {line}");
     }
+    for line in &report.combined_from {
+        println!("put together: {line}");
+    }
+    let more = report.combined.saturating_sub(report.combined_from.len() as u64);
+    if more > 0 {
+        println!("… and {more} more put together");
+    }
     for line in &report.notes {
         println!("note: {line}");
     }

@@ -22,11 +22,13 @@
 //! | Returning | Out | as InSync |
 
 mod batch;
+mod combine;
 mod read;
 mod repair;
 mod slot;
 mod write;
 
+pub use combine::{CANDIDATES_MAX, Combination, Recipe};
 pub use repair::{Damage, Proof};
 pub use slot::{ReplicaCounters, ReplicaHealth, ReplicaState};
 
@@ -36,6 +38,7 @@ use crate::format::{Geometry, REPLICAS_MAX, VolumeSeed};
 use crate::sync::Instant;
 use crate::sync::atomic::{AtomicUsize, Ordering};
 use crate::sync::{Mutex, RwLock, RwLockWriteGuard};
+use repair::Copy;
 use slot::{Counted, Row, Table, wall_ns};
 use std::sync::Arc;
 use std::time::Duration;

@@ -312,7 +312,7 @@ impl<'a> Stage<'a> {
         let report = self.bed.stablefs(words)?.json()?;
         let report: ScrubReport = serde_json::from_value(report)
             .map_err(|error| Stop::Unable(format!("scrub is not understood: {error}")))?;
-        let bad = report.lost + report.failed + report.unproven + report.unreached;
+        let bad = report.lost + report.combined + report.failed + report.unproven + report.unreached;
         if !report.complete || bad > 0 || report.held_once {
             self.broken(format!("HEAL-1: scrub says: {report}"));
         }

@@ -263,7 +263,7 @@ impl Life {
             return Err(format!("a scrub found damage on a disk that is good: {count:?}; {report:?}"));
         }
         let after = driver.store.mirror().members();
-        if report.lost > 0 || report.failed > 0 || before != after {
+        if report.lost + report.combined > 0 || report.failed > 0 || before != after {
             let more = (report.lost_paths.clone(), report.notes.clone());
             return Err(format!("scrub, members {before:?} then {after:?}: {report}; {more:?}"));
         }
@@ -559,8 +559,8 @@ impl Life {
             if self.suspect.is_none() && !self.split && !found.is_empty() {
                 return Err(format!("fsck -n found on good disks: {found:?}"));
             }
-            if report.lost > 0 {
-                return Err(format!("fsck -n calls {} blocks lost: {:?}", report.lost, report.findings));
+            if report.lost + report.combined > 0 {
+                return Err(format!("fsck -n calls blocks lost on both: {:?}", report.findings));
             }
             return Ok(());
         }
@@ -569,8 +569,8 @@ impl Life {
         }
         let Some(report) = self.fsck(true, false)? else { return Ok(()) };
         let left = self.but_for_the_suspect(&report.left, &report)?;
-        if !left.is_empty() || report.lost > 0 {
-            return Err(format!("fsck -y left {left:?}, lost {}", report.lost));
+        if !left.is_empty() || report.lost + report.combined > 0 {
+            return Err(format!("fsck -y left {left:?}, lost {}, put together {}", report.lost, report.combined));
         }
         let Some(again) = self.fsck(false, false)? else { return Ok(()) };
         let found = self.but_for_the_suspect(&again.findings, &again)?;

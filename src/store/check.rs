@@ -83,6 +83,8 @@ pub struct Tally {
     pub healed: u64,
     /// Of those: proven by no replica.
     pub lost: u64,
+    /// Of the healed: put together from parts, since no replica proved the block.
+    pub combined: u64,
 }
 
 /// Counts of one replica.
@@ -126,6 +128,7 @@ impl Statistics {
             sum.detected += tally.detected;
             sum.healed += tally.healed;
             sum.lost += tally.lost;
+            sum.combined += tally.combined;
         }
         sum
     }
@@ -211,6 +214,8 @@ pub struct Report {
     pub findings: Vec<Finding>,
     /// Findings beyond that.
     pub findings_dropped: u64,
+    /// Blocks damaged on every replica that were not put together because there are too many combinations.
+    pub untried: u64,
     /// Counts of blocks.
     pub statistics: Statistics,
     /// What can be put right.
@@ -231,6 +236,19 @@ impl Report {
     /// Nothing was found, and everything was looked at.
     pub fn is_clean(&self) -> bool {
         self.findings.is_empty() && self.complete && !self.stopped
+    }
+    /// Blocks that were put together, or can be, each once: where it belongs, and what it is made from.
+    pub fn combined(&self) -> Vec<String> {
+        let mut lines: BTreeMap<u64, String> = BTreeMap::new();
+        for finding in &self.findings {
+            if let Finding::Block { addr, structure, owner, outcome, .. } = finding
+                && let Outcome::Combined(_, recipe) | Outcome::Combinable(_, recipe) = outcome
+            {
+                let owner = owner.as_ref().map_or("the volume itself".to_owned(), ToString::to_string);
+                lines.entry(*addr).or_insert_with(|| format!("{owner}: {structure} at block {addr}: {recipe}"));
+            }
+        }
+        lines.into_values().collect()
     }
     /// Damaged blocks found: one for each block on each replica.
     pub fn block_findings(&self) -> usize {
@@ -275,6 +293,7 @@ pub fn check<'a>(source: &'a dyn CheckSource, options: &'a CheckOptions, progres
     Report {
         findings,
         findings_dropped: inner.dropped,
+        untried: inner.untried,
         statistics: std::mem::take(&mut inner.statistics),
         repairs,
         complete,

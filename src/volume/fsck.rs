@@ -28,6 +28,8 @@ use std::time::Duration;
 
 /// Rounds of check and repair: each can uncover what the one before hid.
 const ROUNDS_MAX: usize = 6;
+/// Lines about what was put together that a report holds; the rest is counted.
+const LINES_MAX: usize = 100;
 /// Items that one repair transaction changes.
 const ITEMS_AT_ONCE: usize = 256;
 
@@ -62,6 +64,12 @@ pub struct FsckReport {
     pub healed: u64,
     /// Blocks that no replica proves.
     pub lost: u64,
+    /// Blocks damaged on every replica that were put together from the parts; without repair: that can be.
+    pub combined: u64,
+    /// Blocks damaged on every replica of which there are too many combinations: not tried.
+    pub untried: u64,
+    /// What was (or can be) put together, from which sectors of which replicas; at most 100 lines.
+    pub combined_from: Vec<String>,
     /// Blocks proven in the last pass, all replicas together.
     pub proven: u64,
     /// Inodes seen.
@@ -253,6 +261,7 @@ pub(crate) fn run(
         }
     };
     report.log_records = waiting.records;
+    note_combined(&mut report, std::mem::take(&mut waiting.combined).into_values().collect(), options.repair);
     report.findings.append(&mut waiting.findings);
     if waiting.healed > 0 && options.repair {
         report.healed += waiting.healed;
@@ -267,7 +276,8 @@ pub(crate) fn run(
         return Ok((report, Vec::new()));
     }
     let last = repair(&store, first, options, &mut report, &mut opened, progress)?;
-    report.left = last.findings.iter().filter(|f| !is_healed(f)).map(ToString::to_string).collect();
+    let is_right = |finding: &check::Finding| is_healed(finding) || is_combined(finding);
+    report.left = last.findings.iter().filter(|f| !is_right(f)).map(ToString::to_string).collect();
     report.proven = last.statistics.sum().proven;
     report.left.extend(waiting.left);
     report.left.extend(report.findings[..hurt].iter().cloned());
@@ -280,6 +290,25 @@ pub(crate) fn is_healed(finding: &check::Finding) -> bool {
     matches!(finding, check::Finding::Block { outcome: check::Outcome::Healed(_), .. })
 }
 
+/// Put together from copies none of which was right, and written.
+pub(crate) fn is_combined(finding: &check::Finding) -> bool {
+    matches!(finding, check::Finding::Block { outcome: check::Outcome::Combined(..), .. })
+}
+
+/// Tell of each block that was put together, or can be, once.
+fn note_combined(report: &mut FsckReport, lines: Vec<String>, written: bool) {
+    report.combined += lines.len() as u64;
+    let room = LINES_MAX.saturating_sub(report.combined_from.len());
+    if written && !lines.is_empty() {
+        report.repaired.push(format!(
+            "{} blocks that no replica had put together from the parts; a checksum of 32 bits proves each, so it is wrong \
+             with a chance of its candidates in 2^32",
+            lines.len()
+        ));
+    }
+    report.combined_from.extend(lines.into_iter().take(room));
+}
+
 fn note_first(report: &mut FsckReport, first: &Report) {
     report.findings.extend(first.findings.iter().map(ToString::to_string));
     report.findings_dropped = first.findings_dropped;
@@ -287,9 +316,11 @@ fn note_first(report: &mut FsckReport, first: &Report) {
     (report.detected, report.healed, report.lost, report.proven) = (sum.detected, sum.healed, sum.lost, sum.proven);
     report.inodes = first.inodes;
     report.statistics = first.statistics.clone();
-    if sum.healed > 0 {
-        report.repaired.push(format!("{} damaged blocks healed from another replica", sum.healed));
+    if sum.healed > sum.combined {
+        report.repaired.push(format!("{} damaged blocks healed from another replica", sum.healed - sum.combined));
     }
+    report.untried = first.untried;
+    note_combined(report, first.combined(), first.findings.iter().any(is_combined));
 }
 
 pub(crate) fn look(store: &Store, options: &FsckOptions, heal: bool, what: &str, progress: FsckProgress<'_>) -> Report {
@@ -338,6 +369,7 @@ pub(crate) fn repair(
         // A count that was put right is in a new root, never written over the newest one.
         store.commit(if changed { Force::Always } else { Force::IfChanged })?;
         let before = std::mem::replace(&mut last, look(store, options, true, "proving", progress));
+        note_combined(report, last.combined(), true);
         if last.repairs.is_empty() || last.repairs == before.repairs {
             break;
         }

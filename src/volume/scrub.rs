@@ -1,7 +1,8 @@
 //! Scrub: prove every reachable block on every replica in sync, from the medium, and heal what is not there.
 //!
 //! *Guarantees*: each damaged copy is counted once as detected, and then as healed, or as lost with the path of its
-//! file. Nothing is written but proven bytes over copies that did not prove themselves (invariant 8). What was healed is
+//! file. A block that no replica proves is put together from the parts where that can be done, and the report says from
+//! which. Nothing is written but proven bytes over copies that did not prove themselves (invariant 8). What was healed is
 //! durable when the report is given.
 //! *Assumes*: replicas that go out meanwhile are not proven any further, and the report says so.
 //! *Fails when*: never for damage; it is refused while other long work runs.
@@ -12,7 +13,7 @@
 
 use super::Volume;
 use crate::control::Progress;
-use crate::disk::Proof;
+use crate::disk::{Combination, Proof};
 use crate::format::Addr;
 use crate::store::walk::fixed::FixedProof;
 use crate::store::walk::{Part, Piece, Sink};
@@ -23,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-/// Lines about what was lost that a report holds; the rest is counted.
+/// Lines about what was lost, and about what was put together, that a report holds; the rest is counted.
 const LINES_MAX: usize = 100;
 /// From so many blocks on, replicas are proven by a thread each.
 const PARALLEL_MIN: usize = 16;
@@ -39,7 +40,7 @@ pub struct Count {
     pub proven: u64,
     /// Did not.
     pub detected: u64,
-    /// Of those: repaired from another replica and proven again.
+    /// Of those: repaired and proven again.
     pub healed: u64,
     /// Of those: no replica has the block.
     pub lost: u64,
@@ -79,6 +80,12 @@ pub struct ScrubReport {
     pub healed: u64,
     /// Blocks that no replica has.
     pub lost: u64,
+    /// Blocks that no replica had, put together from the parts of their copies; those are counted as healed.
+    #[serde(default)]
+    pub combined: u64,
+    /// Of the lost blocks: of which there are too many combinations; not tried.
+    #[serde(default)]
+    pub untried: u64,
     /// Copies whose repair failed.
     pub failed: u64,
     /// Copies of which nothing is known, since the replica could not be asked.
@@ -95,6 +102,9 @@ pub struct ScrubReport {
     pub structures: Vec<Count>,
     /// What was lost, by path where one leads there; at most 100 lines.
     pub lost_paths: Vec<String>,
+    /// What was put together, from which sectors of which replicas; at most 100 lines.
+    #[serde(default)]
+    pub combined_from: Vec<String>,
     /// What else a person should know.
     pub notes: Vec<String>,
 }
@@ -102,6 +112,9 @@ pub struct ScrubReport {
 impl std::fmt::Display for ScrubReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "detected = {}, healed = {}, lost = {}", self.detected, self.healed, self.lost)?;
+        if self.combined > 0 {
+            write!(f, ", put together = {}", self.combined)?;
+        }
         if self.failed > 0 {
             write!(f, ", not repaired = {}", self.failed)?;
         }
@@ -140,10 +153,17 @@ impl Verdict {
     }
 }
 
+/// A block that no replica had.
 struct Lost {
     part: Part,
     ino: u64,
     addr: Addr,
+}
+
+/// What was put together, and from what.
+struct Made {
+    block: Lost,
+    from: String,
 }
 
 struct Scrub<'a> {
@@ -156,6 +176,9 @@ struct Scrub<'a> {
     /// Blocks that no replica has; a walk may show a block twice.
     lost_blocks: BTreeSet<Addr>,
     lost: Vec<Lost>,
+    combined: u64,
+    made: Vec<Made>,
+    untried: BTreeSet<Addr>,
     notes: Vec<String>,
     unreached: u64,
     total: u64,
@@ -179,6 +202,9 @@ pub fn run(store: &Store, progress: &mut dyn FnMut(&Progress) -> bool) -> ScrubR
         blocks: 0,
         lost_blocks: BTreeSet::new(),
         lost: Vec::new(),
+        combined: 0,
+        made: Vec::new(),
+        untried: BTreeSet::new(),
         notes: Vec::new(),
         unreached: 0,
         total: blocks_in_use(store),
@@ -238,6 +264,30 @@ impl Scrub<'_> {
         }
     }
 
+    /// Heal a damaged copy: from another replica; else, where none has the block, from what the copies have left.
+    fn heal(&mut self, replica: usize, piece: &Piece, index: usize) -> Verdict {
+        let (addr, sum) = (piece.addr + index as u64, piece.sums[index]);
+        let mirror = self.store.mirror();
+        let heals = !self.store.options().read_only;
+        let mut proof = mirror.prove(replica, addr, &[sum], heals).remove(0);
+        if matches!(proof, Proof::Lost(_)) {
+            match mirror.combine(addr, sum, heals) {
+                Combination::Proven { recipe, .. } => {
+                    proof = mirror.prove(replica, addr, &[sum], heals).remove(0);
+                    self.combined += 1;
+                    if self.made.len() < LINES_MAX {
+                        let block = Lost { part: piece.part, ino: piece.ino, addr };
+                        self.made.push(Made { block, from: recipe.to_string() });
+                    }
+                }
+                Combination::TooMany => drop(self.untried.insert(addr)),
+                Combination::Needless => proof = mirror.prove(replica, addr, &[sum], heals).remove(0),
+                Combination::Impossible => {}
+            }
+        }
+        Verdict::of_repair(&proof)
+    }
+
     fn sum(&self) -> Count {
         let mut sum = Count::default();
         for count in self.replicas.values() {
@@ -250,18 +300,36 @@ impl Scrub<'_> {
         sum
     }
 
-    fn report(self, complete: bool) -> ScrubReport {
+    fn report(mut self, complete: bool) -> ScrubReport {
         let sum = self.sum();
         let mut paths: BTreeMap<u64, Option<String>> = BTreeMap::new();
-        let mut lost_paths = Vec::new();
-        for lost in &self.lost {
+        let mut place = |lost: &Lost| {
             let path = paths.entry(lost.ino).or_insert_with(|| check::path_of(self.store, lost.ino));
             let owner = match (path, lost.ino) {
                 (_, 0) => "the volume itself".to_owned(),
                 (Some(path), _) => path.clone(),
                 (None, ino) => format!("inode {ino}"),
             };
-            lost_paths.push(format!("{owner}: {} at block {}", lost.part.name(), lost.addr));
+            format!("{owner}: {} at block {}", lost.part.name(), lost.addr)
+        };
+        let lost_paths: Vec<String> = self.lost.iter().map(&mut place).collect();
+        let made = self.made.iter().map(|made| format!("{}: {}", place(&made.block), made.from));
+        let combined_from: Vec<String> = made.collect();
+        if self.combined > 0 {
+            self.notes.push(
+                "what was put together is proven by a checksum of 32 bits: each block is wrong with a chance of its \
+                 candidates in 2^32"
+                    .into(),
+            );
+        }
+        if self.made.iter().any(|made| matches!(made.block.part, Part::Bitmap | Part::SpaceNode)) {
+            self.notes.push(
+                "free space of a bitmap or space node that was put together is used from the next mount on".into(),
+            );
+        }
+        if !self.untried.is_empty() {
+            let count = self.untried.len();
+            self.notes.push(format!("{count} lost blocks have too many combinations of their parts; not tried"));
         }
         ScrubReport {
             summary: String::new(),
@@ -271,6 +339,8 @@ impl Scrub<'_> {
             detected: sum.detected,
             healed: sum.healed,
             lost: self.lost_blocks.len() as u64,
+            combined: self.combined,
+            untried: self.untried.len() as u64,
             failed: sum.failed,
             unproven: sum.unproven,
             unreached: self.unreached,
@@ -278,6 +348,7 @@ impl Scrub<'_> {
             replicas: self.replicas.into_values().collect(),
             structures: self.structures.into_values().collect(),
             lost_paths,
+            combined_from,
             notes: self.notes,
         }
     }
@@ -299,7 +370,6 @@ impl Sink for Scrub<'_> {
             })
         };
         self.blocks += count as u64;
-        let heals = !self.store.options().read_only;
         for (replica, proofs) in self.targets.clone().into_iter().zip(proofs) {
             for (piece, proofs) in pieces.iter().zip(proofs) {
                 for (i, proof) in proofs.iter().enumerate() {
@@ -307,7 +377,7 @@ impl Sink for Scrub<'_> {
                     let verdict = match proof {
                         Proof::Correct => Verdict::Correct,
                         Proof::Unproven(_) => Verdict::Unknown,
-                        _ => Verdict::of_repair(&mirror.prove(replica, addr, &piece.sums[i..=i], heals)[0]),
+                        _ => self.heal(replica, piece, i),
                     };
                     self.count(piece.part, piece.ino, replica, addr, verdict);
                 }

@@ -217,3 +217,64 @@ fn what_both_have_lost_is_an_error_for_that_block_alone() {
     }
     bed.umount().ok();
 }
+
+/// Goal: a block of a file that is damaged in different sectors of both containers is an error to readers, is put together by
+/// a scrub of the mount or by fsck, with a receipt, and is right from then on. Method: as dd would, behind everybody's back.
+#[test]
+fn what_both_have_lost_in_different_places_is_put_together() {
+    // SEMANTICS: HEAL-5, READ-3, HEAL-3
+    if !can_mount() {
+        return;
+    }
+    let bed = Bed::mounted("128M");
+    let data = bytes(6, 64 * 4096);
+    fs::write(bed.at("victim"), &data).unwrap();
+    bed.umount().ok();
+    let image = fs::read(bed.a.join("stablefs.data")).unwrap();
+    let holds = |block: &usize| image[block * 4096..(block + 1) * 4096] == data[10 * 4096..11 * 4096];
+    let places: Vec<usize> = (0..image.len() / 4096).filter(holds).collect();
+    let [place] = places[..] else { panic!("the block stands in {places:?}") };
+    let hurt = |replica: &Path, sector: usize, count: usize| {
+        let file = fs::File::options().write(true).open(replica.join("stablefs.data")).unwrap();
+        file.write_all_at(&bytes(99, count * 512), (place * 4096 + sector * 512) as u64).unwrap();
+        file.sync_data().unwrap();
+    };
+    let read_block = |block: u64| {
+        let mut found = vec![0; 4096];
+        let file = fs::File::open(bed.at("victim")).unwrap();
+        file.read_exact_at(&mut found, block * 4096).map(|()| found == data[block as usize * 4096..][..4096])
+    };
+    for by_scrub in [true, false] {
+        hurt(&bed.a, 3, 1);
+        hurt(&bed.b, 0, 2);
+        let wanted = "sectors 0-2,4-7 from replica 0, 3 from replica 1; 8 candidates";
+        let said = bed.fsck("-n").code(4);
+        assert!(said.out.contains("could be put together: /victim (inode ") && said.out.contains(wanted), "{said}");
+        bed.mount("").ok();
+        assert_eq!(read_block(10).unwrap_err().raw_os_error(), Some(5), "a read puts nothing together");
+        assert!(read_block(9).unwrap() && read_block(11).unwrap());
+        if by_scrub {
+            let said = run(bed.command().arg("scrub").arg(&bed.mnt)).ok();
+            assert!(said.out.contains("put together = 1") && said.out.contains("2^32"), "{said}");
+            assert!(
+                said.out.contains("put together: /victim: file data at block ") && said.out.contains(wanted),
+                "{said}"
+            );
+            let json = bed.stablefs(["scrub".as_ref(), "--status".as_ref(), "--json".as_ref(), bed.mnt.as_os_str()]);
+            let report = json.ok().json()["result"].clone();
+            assert_eq!((report["combined"].as_u64(), report["healed"].as_u64()), (Some(1), Some(2)), "{report:#}");
+        } else {
+            bed.umount().ok();
+            let said = bed.fsck("-y").code(1);
+            assert!(said.out.contains("put together: /victim (inode ") && said.out.contains(wanted), "{said}");
+            assert!(said.out.contains("repaired: 1 blocks that no replica had"), "{said}");
+            bed.mount("").ok();
+        }
+        assert!(fs::read(bed.at("victim")).unwrap() == data, "by scrub: {by_scrub}");
+        bed.umount_and_check();
+        for replica in [&bed.a, &bed.b] {
+            let image = fs::read(replica.join("stablefs.data")).unwrap();
+            assert!(image[place * 4096..][..4096] == data[10 * 4096..11 * 4096], "{}", replica.display());
+        }
+    }
+}

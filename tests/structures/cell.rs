@@ -10,6 +10,7 @@ use stablefs::simulate::{Bench, examine_store};
 use stablefs::store::Store;
 use stablefs::store::check::{Finding, Outcome};
 use stablefs::store::commit::Force;
+use stablefs::volume::fsck::FsckReport;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -156,18 +157,19 @@ fn damage(scene: &Scene, row: &Row, fault: Fault, which: &[usize]) -> Option<Ben
 }
 
 /// A mounted volume under test.
-struct Bed<'a> {
-    store: Arc<Store>,
+pub struct Bed<'a> {
+    pub store: Arc<Store>,
     fs: Filesystem,
-    hit: &'a Hit,
-    calls: BTreeSet<&'static str>,
+    pub hit: &'a Hit,
+    /// That answered EIO.
+    pub calls: BTreeSet<&'static str>,
     /// Blocks of files that could not be read.
     unread: BTreeSet<(u64, u64)>,
 }
 
-type Check<T> = Result<T, String>;
+pub type Check<T> = Result<T, String>;
 
-fn mount<'a>(bench: &mut Bench, hit: &'a Hit) -> Result<Bed<'a>, String> {
+pub fn mount<'a>(bench: &mut Bench, hit: &'a Hit) -> Result<Bed<'a>, String> {
     let (store, report) = bench.open(&[0, 1], false).map_err(|error| error.to_string())?;
     if !report.behind.is_empty() {
         return Err(format!("a replica was put aside: {:?}", report.behind));
@@ -403,12 +405,17 @@ fn put(content: &mut Vec<u8>, at: usize, data: &[u8]) {
     content[at..at + data.len()].copy_from_slice(data);
 }
 
+/// What fsck says without and with `-y`.
+pub fn fsck_reports(bench: &mut Bench) -> [Check<FsckReport>; 2] {
+    [false, true].map(|repair| bench.fsck(repair).map_err(|error| error.to_string()))
+}
+
 fn fsck(bench: &mut Bench) -> [Option<u8>; 2] {
-    [false, true].map(|repair| bench.fsck(repair).ok().map(|report| report.exit_code))
+    fsck_reports(bench).map(|report| report.ok().map(|report| report.exit_code))
 }
 
 /// Which of the states of the history this is.
-fn find_state(bed: &mut Bed<'_>, scene: &Scene) -> Check<(&'static str, Model)> {
+pub fn find_state(bed: &mut Bed<'_>, scene: &Scene) -> Check<(&'static str, Model)> {
     let mut first = None;
     for (name, model) in scene.states.iter().rev() {
         (bed.calls, bed.unread) = Default::default();

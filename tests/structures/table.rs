@@ -2,6 +2,7 @@
 
 use super::Cells;
 use super::cell::{Cell, Fault, Healed, Verdict};
+use super::halves::Halves;
 use super::scene::Row;
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -97,7 +98,7 @@ fn codes(cells: &Cells) -> String {
 }
 
 /// All tables.
-pub fn tables(rows: &[(&Row, Cells)]) -> String {
+pub fn tables(rows: &[(&Row, Cells)], halves: &[Halves]) -> String {
     let mut out = String::from("## One replica\n\n");
     head(&mut out);
     for (row, cells) in rows {
@@ -121,6 +122,12 @@ pub fn tables(rows: &[(&Row, Cells)]) -> String {
     }
     let count = 3 * rows.iter().map(|(_, cells)| cells.len()).sum::<usize>();
     writeln!(out, "\n{} structures, {} faults, {count} runs.", rows.len(), Fault::ALL.len()).unwrap();
+    out.push_str("\n## The same block on both replicas, in different sectors\n\n");
+    out.push_str("| structure | before | scrub | fsck, fsck -y |\n|---|---|---|---|\n");
+    for Halves { name, before, scrub, fsck: [look, repair] } in halves {
+        let scrub = scrub.unwrap_or("cannot be mounted");
+        writeln!(out, "| {name} | {before} | {scrub} | {look}, {repair} |").unwrap();
+    }
     out
 }
 
@@ -137,12 +144,12 @@ pub fn check_single(rows: &[(&Row, Cells)]) {
 }
 
 /// The document holds these tables and a note for each cell that needs one.
-pub fn compare(rows: &[(&Row, Cells)]) {
+pub fn compare(rows: &[(&Row, Cells)], halves: &[Halves]) {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("docs/FAULTS.md");
     let document = std::fs::read_to_string(&path).expect("docs/FAULTS.md");
     let (before, rest) = document.split_once(BEGIN).expect("the marker before the tables");
     let (now, after) = rest.split_once(END).expect("the marker behind the tables");
-    let tables = format!("\n{}\n", tables(rows));
+    let tables = format!("\n{}\n", tables(rows, halves));
     for (_, cells) in rows {
         for cell in cells.iter().flatten() {
             if let (_, Some(note)) = text(&cell.verdict) {

@@ -7,7 +7,7 @@
 //! *Fails when*: no copy proves itself: [`DiskError::Lost`], nothing is written. A replica that cannot take its
 //! repair goes out (not the last one in sync, and not one that was opened for reading only).
 //! *Order*: one block's repairs take turns.
-//! *Not here*: which blocks to prove (walkers in `store`).
+//! *Not here*: which blocks to prove (walkers in `store`); blocks that no replica proves (`combine`).
 
 use super::batch::Trouble;
 use super::read::data;
@@ -61,9 +61,11 @@ pub enum Proof {
     Unproven(String),
 }
 
-enum Copy {
+/// One replica's copy of a block.
+pub(super) enum Copy {
     Correct(Buf),
-    Damaged(Damage),
+    /// With what could be read.
+    Damaged(Damage, Option<Buf>),
     Unknown(String),
 }
 
@@ -142,7 +144,7 @@ impl Mirror {
                 _ if heal => self.repair(lane, at, *sum).first,
                 _ => match self.copy(lane, at, *sum) {
                     Copy::Correct(_) => Proof::Correct,
-                    Copy::Damaged(damage) => Proof::Damaged(damage),
+                    Copy::Damaged(damage, _) => Proof::Damaged(damage),
                     Copy::Unknown(reason) => Proof::Unproven(reason),
                 },
             };
@@ -151,16 +153,16 @@ impl Mirror {
     }
 
     /// One block of one replica, from the medium.
-    fn copy(&self, lane: &Lane, addr: Addr, sum: u64) -> Copy {
+    pub(super) fn copy(&self, lane: &Lane, addr: Addr, sum: u64) -> Copy {
         if self.hangs(lane) {
             return Copy::Unknown(HANGS.into());
         }
         match self.one(lane, Op::ReadMedium { addr, blocks: 1 }, "a read").and_then(|done| Ok(data(done, 1)?)) {
             Ok(buf) if self.seed.checksum(addr, &buf) == sum => Copy::Correct(buf),
-            Ok(buf) if buf.iter().all(|byte| *byte == 0) => Copy::Damaged(Damage::Zeros),
-            Ok(_) => Copy::Damaged(Damage::Checksum),
+            Ok(buf) if buf.iter().all(|byte| *byte == 0) => Copy::Damaged(Damage::Zeros, Some(buf)),
+            Ok(buf) => Copy::Damaged(Damage::Checksum, Some(buf)),
             Err(missed @ Trouble::Missed(_)) => Copy::Unknown(missed.to_string()),
-            Err(Trouble::Failed(error)) => Copy::Damaged(Damage::Unreadable(error.to_string())),
+            Err(Trouble::Failed(error)) => Copy::Damaged(Damage::Unreadable(error.to_string()), None),
         }
     }
 
@@ -177,7 +179,7 @@ impl Mirror {
                     good = Some(buf);
                     break;
                 }
-                Copy::Damaged(damage) => {
+                Copy::Damaged(damage, _) => {
                     details.push(format!("replica {}: {damage}", lane.slot));
                     if lane.slot == first.slot {
                         first_proof = Proof::Lost(damage.clone());
@@ -203,13 +205,18 @@ impl Mirror {
         Turn { good, first: first_proof, detail: details.join(", ") }
     }
 
-    /// `first`, the others in sync, then, as a last resort, others that do not hang: a proof is a proof.
+    /// `first`, then all others by trust.
     fn by_trust(&self, first: &Lane) -> Vec<Lane> {
         let mut lanes = vec![first.clone()];
-        let others = |lane: &Lane| lane.slot != first.slot;
-        lanes.extend(self.lanes(|state| state == ReplicaState::InSync).into_iter().filter(others));
-        let rest = self.lanes(|state| state != ReplicaState::InSync).into_iter().filter(others);
-        lanes.extend(rest.filter(|lane| !self.hangs(lane)));
+        lanes.extend(self.lanes_by_trust().into_iter().filter(|lane| lane.slot != first.slot));
+        lanes
+    }
+
+    /// Those in sync, then, as a last resort, others that do not hang: a proof is a proof.
+    pub(super) fn lanes_by_trust(&self) -> Vec<Lane> {
+        let mut lanes = self.lanes(|state| state == ReplicaState::InSync);
+        let rest = self.lanes(|state| state != ReplicaState::InSync);
+        lanes.extend(rest.into_iter().filter(|lane| !self.hangs(lane)));
         lanes
     }
 
@@ -219,7 +226,7 @@ impl Mirror {
     }
 
     /// Write proven bytes over a copy that is damaged, and prove it. False if the copy stays damaged.
-    fn heal(&self, lane: &Lane, addr: Addr, sum: u64, good: &Buf, damage: &Damage) -> bool {
+    pub(super) fn heal(&self, lane: &Lane, addr: Addr, sum: u64, good: &Buf, damage: &Damage) -> bool {
         assert_eq!(self.seed.checksum(addr, good), sum, "only proven bytes repair");
         let state = self.state(lane.slot);
         if state == ReplicaState::InSync {
@@ -240,7 +247,7 @@ impl Mirror {
             Err(missed) => Some(format!("a repair failed: {missed}")),
             Ok(_) => match self.copy(lane, addr, sum) {
                 Copy::Correct(_) => None,
-                Copy::Damaged(damage) => Some(format!("a repair did not hold: block {addr} {damage}")),
+                Copy::Damaged(damage, _) => Some(format!("a repair did not hold: block {addr} {damage}")),
                 Copy::Unknown(reason) => Some(format!("a repair could not be proven: {reason}")),
             },
         };

@@ -9,6 +9,7 @@ use crate::disk::{BackingFacts, Buf, Op, Slice, Ticket};
 use crate::format::{Addr, BLOCK, Uuid};
 use crate::sync::thread;
 
+mod combining;
 mod healing;
 mod leaving;
 mod promises;

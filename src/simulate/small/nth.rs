@@ -136,7 +136,7 @@ impl Nth {
 
     fn scrub(driver: &Driver) -> Result<(), String> {
         let report = scrub::run(&driver.store, &mut |_| true);
-        if report.lost > 0 { Err(format!("scrub: {report}")) } else { Ok(()) }
+        if report.lost + report.combined > 0 { Err(format!("scrub: {report}")) } else { Ok(()) }
     }
 
     /// The new disk takes the place of the one that is out, else of the second one.

@@ -123,7 +123,7 @@ impl Procedure {
 
     fn scrub(store: &Store) -> Result<(), String> {
         let report = scrub::run(store, &mut |_| true);
-        let whole = report.complete && report.lost + report.failed == 0;
+        let whole = report.complete && report.lost + report.combined + report.failed == 0;
         if whole { Ok(()) } else { Err(format!("scrub: {report}")) }
     }
 

@@ -8,7 +8,7 @@
 
 use super::finding::{Finding, Outcome, Owner, Structure};
 use super::{CheckOptions, CheckSource, Progress, ProgressFn, Statistics};
-use crate::disk::{Buf, Proof};
+use crate::disk::{Buf, Combination, Damage, Proof, Recipe};
 use crate::format::node::{self, LEVEL_MAX, Node};
 use crate::format::space::BITS;
 use crate::format::{Addr, BlockPtr, Corrupt, Geometry, Key, Uuid};
@@ -32,6 +32,28 @@ struct DataRun {
     first: u64,
 }
 
+/// What came of a run of blocks.
+#[derive(Default)]
+struct Judged {
+    /// A block of it is damaged on all replicas, for good.
+    lost: bool,
+    /// The last block that was put together.
+    combined: Option<Buf>,
+}
+
+/// What became of a damaged copy, proven `again` if it was to be healed. `good`: another replica proves the block.
+fn outcome_of(again: Option<Proof>, damage: Damage, good: bool, recipe: Option<&Recipe>) -> Outcome {
+    match (again, recipe) {
+        (Some(Proof::Correct | Proof::Healed(_)), Some(recipe)) => Outcome::Combined(damage, recipe.clone()),
+        (Some(Proof::Correct | Proof::Healed(_)), None) => Outcome::Healed(damage),
+        (Some(Proof::Damaged(damage)), _) => Outcome::Damaged(damage),
+        (None | Some(Proof::Lost(_) | Proof::Unproven(_)), Some(recipe)) => Outcome::Combinable(damage, recipe.clone()),
+        (Some(Proof::Lost(damage)), None) => Outcome::Lost(damage),
+        (None | Some(Proof::Unproven(_)), None) if good => Outcome::Damaged(damage),
+        (None | Some(Proof::Unproven(_)), None) => Outcome::Lost(damage),
+    }
+}
+
 /// The state of a check's walk over blocks.
 pub(super) struct Tracker<'a> {
     pub source: &'a dyn CheckSource,
@@ -44,6 +66,8 @@ pub(super) struct Inner<'a> {
     pub marks: BTreeMap<u64, Marks>,
     pub findings: Vec<Finding>,
     pub dropped: u64,
+    /// Blocks damaged on every replica that have too many combinations.
+    pub untried: u64,
     pub statistics: Statistics,
     unproven: BTreeMap<usize, (u64, Addr, String)>,
     pending: Vec<DataRun>,
@@ -81,6 +105,7 @@ impl<'a> Tracker<'a> {
                 marks: BTreeMap::new(),
                 findings: Vec::new(),
                 dropped: 0,
+                untried: 0,
                 statistics: Statistics::new(replicas.iter().map(|r| (*r, source.replica_name(*r)))),
                 unproven: BTreeMap::new(),
                 pending: Vec::new(),
@@ -155,9 +180,13 @@ impl<'a> Tracker<'a> {
     pub fn fetch(&self, addr: Addr, sum: u64, structure: Structure, ino: Option<u64>) -> Option<Buf> {
         let proofs: Vec<Vec<Proof>> =
             self.replicas.iter().map(|r| self.source.prove(*r, addr, &[sum], false)).collect();
-        if self.judge(addr, &[sum], &proofs, &|_| (structure, ino)) {
+        let judged = self.judge(addr, &[sum], &proofs, &|_| (structure, ino));
+        if judged.lost {
             self.set_incomplete();
             return None;
+        }
+        if judged.combined.is_some() {
+            return judged.combined;
         }
         match self.source.read(addr, &[sum]) {
             Ok(buf) => Some(buf),
@@ -223,20 +252,22 @@ impl<'a> Tracker<'a> {
         }
     }
 
-    /// Turn each replica's proofs of a run into counts and findings, and heal if asked. True if a block of it is
-    /// damaged on all replicas.
+    /// Turn each replica's proofs of a run into counts and findings, and heal if asked.
     fn judge(
         &self,
         addr: Addr,
         sums: &[u64],
         proofs: &[Vec<Proof>],
         owner_of: &dyn Fn(usize) -> (Structure, Option<u64>),
-    ) -> bool {
-        let mut any_lost = false;
+    ) -> Judged {
+        let mut judged = Judged::default();
         for (i, sum) in sums.iter().enumerate() {
             let at = addr + i as u64;
             let kind = owner_of(i).0.kind();
             let good = proofs.iter().any(|p| matches!(p.get(i), Some(Proof::Correct)));
+            let is_damage = |p: &Proof| matches!(p, Proof::Healed(_) | Proof::Damaged(_) | Proof::Lost(_));
+            let damaged = proofs.iter().filter_map(|p| p.get(i)).any(is_damage);
+            let recipe = if damaged && !good { self.combine(at, *sum, &mut judged) } else { None };
             let mut lost = 0;
             for (replica, proofs) in self.replicas.iter().zip(proofs) {
                 let damage = match proofs.get(i) {
@@ -255,20 +286,29 @@ impl<'a> Tracker<'a> {
                     }
                 };
                 let again = self.options.heal.then(|| self.source.prove(*replica, at, &[*sum], true).pop()).flatten();
-                let outcome = match again {
-                    Some(Proof::Correct | Proof::Healed(_)) => Outcome::Healed(damage),
-                    Some(Proof::Damaged(damage)) => Outcome::Damaged(damage),
-                    Some(Proof::Lost(damage)) => Outcome::Lost(damage),
-                    None | Some(Proof::Unproven(_)) if good => Outcome::Damaged(damage),
-                    None | Some(Proof::Unproven(_)) => Outcome::Lost(damage),
-                };
+                let outcome = outcome_of(again, damage, good, recipe.as_ref());
                 lost += usize::from(matches!(outcome, Outcome::Lost(_)));
                 let (structure, ino) = owner_of(i);
                 self.report_block(*replica, at, structure, ino, outcome);
             }
-            any_lost |= lost > 0 && lost == self.replicas.len();
+            judged.lost |= lost > 0 && lost == self.replicas.len();
         }
-        any_lost
+        judged
+    }
+
+    /// No replica in sync proves this block: put it together, if that can be done.
+    fn combine(&self, addr: Addr, sum: u64, judged: &mut Judged) -> Option<Recipe> {
+        match self.source.combine(addr, sum, self.options.heal) {
+            Combination::Proven { block, recipe } => {
+                judged.combined = Some(block);
+                Some(recipe)
+            }
+            Combination::TooMany => {
+                self.inner.lock().untried += 1;
+                None
+            }
+            Combination::Needless | Combination::Impossible => None,
+        }
     }
 
     /// Count and report a damaged block.
@@ -279,7 +319,8 @@ impl<'a> Tracker<'a> {
         match outcome {
             Outcome::Healed(_) => tally.healed += 1,
             Outcome::Lost(_) => tally.lost += 1,
-            Outcome::Damaged(_) => {}
+            Outcome::Combined(..) => (tally.healed, tally.combined) = (tally.healed + 1, tally.combined + 1),
+            Outcome::Damaged(_) | Outcome::Combinable(..) => {}
         }
         let replica_name = self.source.replica_name(replica);
         let owner = ino.map(Owner::new);

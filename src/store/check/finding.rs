@@ -4,7 +4,7 @@
 //! on one replica is one [`Finding::Block`]. *Assumes*: nothing. *Fails when*: never. *Order*: none.
 //! *Not here*: what to do about it ([`super::Repairs`]).
 
-use crate::disk::Damage;
+use crate::disk::{Damage, Recipe};
 use crate::format::{Addr, Corrupt, Key};
 use std::fmt::{self, Display, Formatter};
 
@@ -122,6 +122,10 @@ pub enum Outcome {
     Healed(Damage),
     /// No replica proves it.
     Lost(Damage),
+    /// No replica proved it; put together from what the copies have left, written and proven again.
+    Combined(Damage, Recipe),
+    /// No replica proves it, but it can be put together; not written.
+    Combinable(Damage, Recipe),
 }
 
 /// One thing that a check found.
@@ -208,8 +212,8 @@ impl Finding {
     pub fn severity(&self) -> Severity {
         use Finding::*;
         match self {
-            Block { outcome: Outcome::Healed(_), .. } => Severity::Warning,
-            Block { outcome: Outcome::Damaged(_), .. } => Severity::Error,
+            Block { outcome: Outcome::Healed(_) | Outcome::Combined(..), .. } => Severity::Warning,
+            Block { outcome: Outcome::Damaged(_) | Outcome::Combinable(..), .. } => Severity::Error,
             Block { outcome: Outcome::Lost(_), .. } => Severity::Fatal,
             Unreadable { .. } | Invalid { .. } | OutsideZones { .. } | UsedTwice { .. } => Severity::Fatal,
             NotAllocated { .. } => Severity::Fatal,
@@ -267,6 +271,10 @@ impl Display for Finding {
                     Outcome::Damaged(damage) => (damage, "another replica has it"),
                     Outcome::Healed(damage) => (damage, "healed from another replica"),
                     Outcome::Lost(damage) => (damage, "lost: no replica proves it"),
+                    Outcome::Combined(damage, _) => (damage, "no replica proved it; put together from their parts"),
+                    Outcome::Combinable(damage, _) => {
+                        (damage, "no replica proves it; it can be put together from their parts")
+                    }
                 };
                 let owner = of(owner);
                 write!(f, "replica {replica} ({replica_name}): block {addr}, {structure}{owner}, {damage}; {end}")

@@ -6,7 +6,7 @@
 //! *Not here*: log records and older roots, which nothing relies on once this root is durable.
 
 use super::finding::Structure;
-use crate::disk::{Buf, Damage, DiskError, Mirror, Proof, ReplicaState, Slice};
+use crate::disk::{Buf, Combination, Damage, DiskError, Mirror, Proof, ReplicaState, Slice};
 use crate::format::geometry::{ROOT_SLOTS, ROOTS_AT};
 use crate::format::{Addr, Geometry, Label, Root};
 use crate::store::delta::Committed;
@@ -38,6 +38,8 @@ pub trait CheckSource: Sync {
     fn replica_name(&self, replica: usize) -> String;
     /// One verdict for each of `sums.len()` blocks from `addr`, from the medium.
     fn prove(&self, replica: usize, addr: Addr, sums: &[u64], heal: bool) -> Vec<Proof>;
+    /// Put together a block that no replica proves; with `heal`, write it.
+    fn combine(&self, addr: Addr, sum: u64, heal: bool) -> Combination;
     /// Proven bytes, from any replica.
     fn read(&self, addr: Addr, sums: &[u64]) -> Result<Buf, StoreError>;
     /// Prove labels and the root on every replica.
@@ -81,6 +83,9 @@ impl CheckSource for MirrorSource<'_> {
     }
     fn prove(&self, replica: usize, addr: Addr, sums: &[u64], heal: bool) -> Vec<Proof> {
         self.mirror.prove(replica, addr, sums, heal)
+    }
+    fn combine(&self, addr: Addr, sum: u64, heal: bool) -> Combination {
+        self.mirror.combine(addr, sum, heal)
     }
     fn read(&self, addr: Addr, sums: &[u64]) -> Result<Buf, StoreError> {
         Ok(self.mirror.read(addr, sums)?)
@@ -135,6 +140,9 @@ impl CheckSource for StoreSource<'_> {
     }
     fn prove(&self, replica: usize, addr: Addr, sums: &[u64], heal: bool) -> Vec<Proof> {
         self.store.mirror().prove(replica, addr, sums, heal)
+    }
+    fn combine(&self, addr: Addr, sum: u64, heal: bool) -> Combination {
+        self.store.mirror().combine(addr, sum, heal)
     }
     fn read(&self, addr: Addr, sums: &[u64]) -> Result<Buf, StoreError> {
         Ok(self.store.mirror().read(addr, sums)?)

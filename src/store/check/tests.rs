@@ -4,7 +4,7 @@
 
 use super::*;
 use crate::disk::sim::{self, SimDisk};
-use crate::disk::{Backing, Buf};
+use crate::disk::{Backing, Buf, Combination};
 use crate::format::item::{encode_xattr, name_cookie_base};
 use crate::format::root::{Epoch, Member, MemberState};
 use crate::format::{Addr, Extent, FIRST_INO, Geometry, ItemKind, Label, ORPHANS, ROOT_INO, Root, Uuid};
@@ -283,6 +283,9 @@ impl CheckSource for Recorder<'_> {
             assert!(seen[replica].insert(addr + i), "block {} proven twice", addr + i);
         }
         self.source.prove(replica, addr, sums, heal)
+    }
+    fn combine(&self, addr: Addr, sum: u64, heal: bool) -> Combination {
+        self.source.combine(addr, sum, heal)
     }
     fn read(&self, addr: Addr, sums: &[u64]) -> Result<Buf, StoreError> {
         self.source.read(addr, sums)

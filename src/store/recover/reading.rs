@@ -7,11 +7,12 @@
 //! *Order*: by place in the ring. *Not here*: what the records do (`recover`).
 
 use super::Report;
-use crate::disk::Proof;
 use crate::disk::buffer::{Buf, Slice};
-use crate::format::Root;
+use crate::disk::{Combination, Proof};
 use crate::format::log::{self, Entry, RecordHead};
+use crate::format::{Addr, Root};
 use crate::store::{Store, StoreError};
+use std::collections::BTreeMap;
 
 /// What to do where the log ends at a record that had been acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +51,8 @@ pub struct Waiting {
     pub healed: u64,
     /// Findings that were not healed.
     pub left: Vec<String>,
+    /// What no replica had and was (opened for reading only: can be) put together from the parts, by block.
+    pub combined: BTreeMap<Addr, String>,
 }
 
 impl Waiting {
@@ -100,15 +103,24 @@ impl Store {
             let Entry::Run { addr, sums, .. } = entry else { continue };
             let sums: Vec<u64> = sums.iter().map(|sum| u64::from(*sum)).collect();
             let proofs = self.mirror.prove(replica, *addr, &sums, !self.options.read_only);
-            for (at, proof) in (*addr..).zip(proofs) {
+            for (at, (proof, sum)) in (*addr..).zip(proofs.into_iter().zip(&sums)) {
                 let healed = match proof {
                     Proof::Correct | Proof::Unproven(_) => continue,
                     Proof::Healed(_) => true,
-                    Proof::Damaged(_) | Proof::Lost(_) => false,
+                    Proof::Damaged(_) | Proof::Lost(_) => self.combine_run(at, *sum, waiting),
                 };
                 waiting.note(record.head.seq <= acked, replica, &format!("block {at} that a log record names"), healed);
             }
         }
+    }
+
+    /// A block that a record names is damaged: put it together if no replica has it. Whether it is whole now.
+    fn combine_run(&self, addr: Addr, sum: u64, waiting: &mut Waiting) -> bool {
+        let Combination::Proven { recipe, .. } = self.mirror.combine(addr, sum, !self.options.read_only) else {
+            return false;
+        };
+        waiting.combined.insert(addr, format!("a log record names block {addr}: {recipe}"));
+        !self.options.read_only
     }
 
     /// Why replay must be told to go on without a part of the log, if it must.

@@ -170,6 +170,73 @@ fn both_replicas_rotten_in_different_blocks_and_some_in_the_same() {
     assert!(report.complete);
 }
 
+/// Sectors before `cut` on one disk, the others on the other one.
+fn hurt_in_halves(rig: &Rig, addr: Addr) {
+    let cut = 512 * (1 + addr as usize % 7);
+    for (i, disk) in rig.disks.iter().enumerate() {
+        let mut block = disk.peek(addr);
+        let part = if i == addr as usize % 2 { 0..cut } else { cut..4096 };
+        block[part].iter_mut().for_each(|byte| *byte ^= 0x55);
+        disk.poke(addr, block);
+    }
+}
+
+/// Goal: every kind of block that the walk shows is put together where its copies are damaged in different sectors, and the
+/// report tells of each. Method: all of them at once, cut at each sector.
+#[test]
+fn different_sectors_on_both_replicas_are_put_together() {
+    // SEMANTICS: HEAL-5
+    let mut rig = Rig::new(41, 2);
+    let (store, _) = rig.open(false).unwrap();
+    fill(&store);
+    let walked = |part: &Part| !matches!(part, Part::Label | Part::Root | Part::LogRecord);
+    let hurt: Vec<Addr> =
+        census(&store).blocks.iter().filter(|(_, part)| walked(part)).map(|(addr, _)| *addr).collect();
+    let right: Vec<_> = hurt.iter().map(|addr| rig.disks[0].peek(*addr)).collect();
+    hurt.iter().for_each(|addr| hurt_in_halves(&rig, *addr));
+    let report = scrub(&store);
+    let count = hurt.len() as u64;
+    assert_eq!((report.combined, report.lost, report.failed, report.unreached), (count, 0, 0, 0), "{report:?}");
+    assert_eq!((report.detected, report.healed), (2 * count, 2 * count), "{report}");
+    for part in ["space node", "bitmap", "dead list", "inner node", "leaf", "file data"] {
+        assert!(report.structures.iter().any(|one| one.name == part && one.healed > 0), "{part}: {report:?}");
+    }
+    assert!(report.to_string().contains("put together = "), "{report}");
+    assert_eq!(report.combined_from.len(), LINES_MAX);
+    let says = |line: &String| line.contains(": sectors ") && line.contains("replica 0") && line.contains("replica 1");
+    assert!(report.combined_from.iter().all(says), "{:?}", report.combined_from);
+    assert!(report.notes.iter().any(|note| note.contains("2^32")), "{:?}", report.notes);
+    assert_eq!(scrub(&store).detected, 0);
+    drop(store);
+    rig.crash(crate::disk::sim::CrashPlan::DropAll);
+    for disk in &rig.disks {
+        assert!(
+            hurt.iter().zip(&right).all(|(addr, right)| disk.peek(*addr) == *right),
+            "what was put together is durable"
+        );
+    }
+    let (store, _) = rig.open(false).unwrap();
+    assert_eq!((byte_at(&store, 20, 0), byte_at(&store, 30, 2)), (20, 9));
+}
+
+/// What both lack in the same sector stays lost, and what is left of it stays as it is.
+#[test]
+fn the_same_sector_on_both_replicas_stays_lost() {
+    let rig = Rig::new(42, 2);
+    let (store, _) = rig.open(false).unwrap();
+    fill(&store);
+    let data: Vec<Addr> = census(&store).blocks.iter().filter(|(_, p)| **p == Part::Data).map(|(a, _)| *a).collect();
+    hurt_in_halves(&rig, data[0]);
+    hurt_in_halves(&rig, data[0]);
+    assert_eq!(scrub(&store).detected, 0, "harm done twice is undone");
+    rig.disks.iter().for_each(|disk| disk.rot(data[1], 9));
+    hurt_in_halves(&rig, data[1]);
+    let before = rig.disks[0].peek(data[1]);
+    let report = scrub(&store);
+    assert_eq!((report.lost, report.combined, report.lost_paths.len()), (1, 0, 1), "{report}");
+    assert!(rig.disks[0].peek(data[1]) == before);
+}
+
 #[test]
 fn three_replicas_count_each_damaged_copy() {
     let rig = Rig::new(4, 3);

@@ -150,3 +150,44 @@ fn blocks_in_use_are_marked_although_not_everything_was_reached() {
     assert!(repaired.get(bit) && repaired.get(bit + 1));
     assert!(report.repairs.inodes.is_empty() && report.repairs.backed.is_none());
 }
+
+/// Goal: what is damaged in different sectors on both replicas is named, read past and put together, whatever it is. Method:
+/// every block but labels and the root, cut somewhere between its sectors.
+#[test]
+fn different_sectors_on_both_replicas_are_put_together() {
+    // SEMANTICS: HEAL-5
+    let volume = Volume::filled(true);
+    let fixed: BTreeSet<Addr> = Geometry::label_copies().into_iter().chain((0..16).map(Root::addr)).collect();
+    let blocks: Vec<Addr> = reachable(&volume).into_iter().filter(|addr| !fixed.contains(addr)).collect();
+    assert!(blocks.len() > 700);
+    for addr in &blocks {
+        let cut = 512 * (1 + *addr as usize % 7);
+        for (i, disk) in volume.disks.iter().enumerate() {
+            let mut block = disk.peek(*addr);
+            let part = if i == *addr as usize % 2 { 0..cut } else { cut..4096 };
+            block[part].iter_mut().for_each(|byte| *byte ^= 0x55);
+            disk.poke(*addr, block);
+        }
+    }
+    let before: Vec<_> = volume.disks.iter().map(|disk| disk.snapshot()).collect();
+    let report = volume.check_as_it_is(false);
+    let by = |report: &Report, wanted: fn(&Outcome) -> bool| {
+        let is = |finding: &&Finding| matches!(finding, Finding::Block { outcome, .. } if wanted(outcome));
+        report.findings.iter().filter(is).count()
+    };
+    let could = by(&report, |outcome| matches!(outcome, Outcome::Combinable(..)));
+    assert_eq!((could, report.findings.len()), (2 * blocks.len(), 2 * blocks.len()), "{}", said(&report));
+    assert!(report.complete && report.repairs.is_empty() && report.worst() == Some(Severity::Error));
+    assert_eq!(report.combined().len(), blocks.len());
+    assert!(volume.disks.iter().map(|disk| disk.snapshot()).eq(before), "a look has written");
+    let report = volume.check_as_it_is(true);
+    let done = by(&report, |outcome| matches!(outcome, Outcome::Combined(..)));
+    assert_eq!((done, report.findings.len()), (2 * blocks.len(), 2 * blocks.len()), "{}", said(&report));
+    let sum = report.statistics.sum();
+    assert_eq!((sum.detected, sum.healed, sum.lost, sum.combined), (done as u64, done as u64, 0, done as u64));
+    let lines = report.combined();
+    assert!(lines.iter().any(|line| line.starts_with("/a/large7 (inode")), "{lines:?}");
+    assert!(lines.iter().all(|line| line.contains("from replica 0") && line.contains("from replica 1")), "{lines:?}");
+    let report = volume.check_as_it_is(false);
+    assert!(report.is_clean(), "{}", said(&report));
+}
