@@ -369,7 +369,7 @@ pub(crate) fn repair(
         // A count that was put right is in a new root, never written over the newest one.
         store.commit(if changed { Force::Always } else { Force::IfChanged })?;
         let before = std::mem::replace(&mut last, look(store, options, true, "proving", progress));
-        note_combined(report, last.combined(), true);
+        note_combined(report, last.combined(), last.findings.iter().any(is_combined));
         if last.repairs.is_empty() || last.repairs == before.repairs {
             break;
         }

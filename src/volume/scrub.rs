@@ -274,10 +274,10 @@ impl Scrub<'_> {
             match mirror.combine(addr, sum, heals) {
                 Combination::Proven { recipe, .. } => {
                     proof = mirror.prove(replica, addr, &[sum], heals).remove(0);
-                    self.combined += 1;
-                    if self.made.len() < LINES_MAX {
+                    // Else nobody took it.
+                    if !matches!(proof, Proof::Lost(_)) {
                         let block = Lost { part: piece.part, ino: piece.ino, addr };
-                        self.made.push(Made { block, from: recipe.to_string() });
+                        self.note_made(Made { block, from: recipe.to_string() });
                     }
                 }
                 Combination::TooMany => drop(self.untried.insert(addr)),
@@ -286,6 +286,13 @@ impl Scrub<'_> {
             }
         }
         Verdict::of_repair(&proof)
+    }
+
+    fn note_made(&mut self, made: Made) {
+        self.combined += 1;
+        if self.made.len() < LINES_MAX {
+            self.made.push(made);
+        }
     }
 
     fn sum(&self) -> Count {

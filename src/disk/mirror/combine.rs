@@ -27,9 +27,9 @@ const SECTORS: usize = BLOCK / SECTOR;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Origin {
     /// From the copy of this replica.
-    Replica(usize),
+    Replica(u8),
     /// Each bit as two of these replicas have it.
-    Majority([usize; 3]),
+    Majority([u8; 3]),
 }
 
 impl Display for Origin {
@@ -136,7 +136,7 @@ fn majority(a: &[u8], b: &[u8], c: &[u8]) -> Vec<u8> {
 }
 
 /// Look for the one combination of `copies` (replica, its bytes) that `proves`.
-fn search(copies: &[(usize, &[u8])], proves: impl Fn(&[u8]) -> bool) -> Combination {
+fn search(copies: &[(u8, &[u8])], proves: impl Fn(&[u8]) -> bool) -> Combination {
     let mut majorities: Vec<(Origin, Vec<u8>)> = Vec::new();
     for (i, (a, first)) in copies.iter().enumerate() {
         for (j, (b, second)) in copies.iter().enumerate().skip(i + 1) {
@@ -194,8 +194,8 @@ impl Mirror {
                 Copy::Unknown(_) => {}
             }
         }
-        let readable: Vec<(usize, &[u8])> =
-            damaged.iter().filter_map(|(lane, _, bytes)| Some((lane.slot, &bytes.as_ref()?[..]))).collect();
+        let readable: Vec<(u8, &[u8])> =
+            damaged.iter().filter_map(|(lane, _, bytes)| Some((lane.slot as u8, &bytes.as_ref()?[..]))).collect();
         let found = search(&readable, |block| self.seed.checksum(addr, block) == sum);
         if let Combination::Proven { block, recipe } = &found
             && heal

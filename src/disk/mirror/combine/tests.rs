@@ -24,7 +24,7 @@ fn sum(block: &[u8]) -> u64 {
 /// Search `copies`, of replicas 0, 1, …, for `truth`; gives what was found, and how many candidates were looked at.
 fn find(truth: &[u8], copies: &[Vec<u8>]) -> (Combination, usize) {
     let looked = Cell::new(0);
-    let copies: Vec<(usize, &[u8])> = copies.iter().enumerate().map(|(i, copy)| (i, &copy[..])).collect();
+    let copies: Vec<(u8, &[u8])> = (0..).zip(copies.iter().map(|copy| &copy[..])).collect();
     let found = search(&copies, |block| {
         looked.set(looked.get() + 1);
         sum(block) == sum(truth)
