@@ -334,6 +334,13 @@ impl Scrub<'_> {
                 "free space of a bitmap or space node that was put together is used from the next mount on".into(),
             );
         }
+        if self.made.iter().any(|made| matches!(made.block.part, Part::Leaf | Part::InnerNode)) {
+            self.notes.push(
+                "changes that had to be left out while a node of the tree was damaged do not come back with it: unmount and \
+                 run fsck"
+                    .into(),
+            );
+        }
         if !self.untried.is_empty() {
             let count = self.untried.len();
             self.notes.push(format!("{count} lost blocks have too many combinations of their parts; not tried"));
