@@ -13,6 +13,7 @@
 
 pub mod debug;
 mod drill;
+mod events;
 mod fsck;
 mod mounting;
 mod offline;
@@ -53,6 +54,8 @@ enum Command {
     Mount(MountArgs),
     /// Tell how a mounted volume is, what that means and what to do
     Status(StatusArgs),
+    /// Show what happened to a volume and its replicas, newest last
+    Events(EventsArgs),
     /// Copy everything onto a new replica in place of an old one, on the live mount
     Replace(ReplaceArgs),
     /// Let a replica return that is away, now; it is sent what it missed
@@ -143,9 +146,12 @@ pub(crate) struct MountArgs {
     /// Places of the replicas, then the mount point
     #[arg(required = true, num_args = 2.., value_names = ["REPLICA", "MOUNTPOINT"])]
     places: Vec<PathBuf>,
-    /// Options, separated by commas: ro, degraded, allow_other, deadline=5s, fsname=NAME, writeback, threads=8, noatime, log=FILE, …
+    /// Options, separated by commas: ro, degraded, allow_other, deadline=5s, fsname=NAME, writeback, threads=8, noatime, log=FILE, on-event=PROGRAM, …
     #[arg(short = 'o', value_name = "OPTIONS")]
     options: Vec<String>,
+    /// Run this program for each event (a replica goes out, returns, …), with the event as JSON on its standard input
+    #[arg(long, value_name = "PROGRAM")]
+    on_event: Option<PathBuf>,
     /// Stay in the foreground; log to standard error
     #[arg(long, short)]
     foreground: bool,
@@ -164,6 +170,19 @@ pub(crate) struct StatusArgs {
     /// Tell it as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// `stablefs events`.
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// Mount point
+    mountpoint: PathBuf,
+    /// Tell it as JSON: a list, or with --follow one event in a line
+    #[arg(long)]
+    json: bool,
+    /// Go on with what happens from now on, until the mount ends
+    #[arg(long, short)]
+    follow: bool,
 }
 
 /// `stablefs replace`.
@@ -279,6 +298,7 @@ pub fn run(words: Vec<OsString>) -> u8 {
         Command::Format(args) => told(offline::format(&args)),
         Command::Mount(args) => told(mounting::mount(&args)),
         Command::Status(args) => status::status(&args),
+        Command::Events(args) => told(events::events(&args)),
         Command::Replace(args) => told(task::replace(&args)),
         Command::Online(args) => told(task::online(&args)),
         Command::Offline(args) => told(task::offline(&args)),

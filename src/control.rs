@@ -36,6 +36,12 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 pub enum Request {
     /// State of the volume; touches no backing.
     Status {},
+    /// Events that are remembered; touches no backing.
+    Events {
+        /// Only those with a number above this.
+        #[serde(default)]
+        after: u64,
+    },
     /// Make everything durable.
     Sync {},
     /// Prove and heal every block.

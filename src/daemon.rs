@@ -8,6 +8,7 @@
 //! The end runs backwards: commit, unmount, stop answering, commit and close.
 //! *Not here*: becoming a background process (`launch`), what status says (`report`), long work (`task`).
 
+pub mod hook;
 pub mod journal;
 pub mod launch;
 pub mod report;
@@ -23,7 +24,9 @@ use crate::fuse::ServeOptions;
 use crate::fuse::fuser::Session;
 use crate::mount::{self, MountError, MountPlan, Mounted};
 use crate::store::Store;
+use crate::volume::events::Listener;
 use crate::volume::{OpenOptions, Volume};
+use hook::Hook;
 use parking_lot::RwLock;
 use service::Service;
 use std::path::{Path, PathBuf};
@@ -91,6 +94,7 @@ struct Running {
     server: Server,
     events: Receiver<Event>,
     stopping: Arc<AtomicBool>,
+    hook: Option<Hook>,
 }
 
 /// Mount, serve until the mount ends, close. `ready` is called when the mount answers, with the file for the log.
@@ -124,6 +128,8 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
     mount::check_device().map_err(|error| say(&error))?;
     let mountpoint =
         mount::check_mountpoint(&job.mountpoint, &replicas, place::is_ours).map_err(|error| say(&error))?;
+    let on_event = job.options.on_event.as_deref().map(absolute).transpose()?;
+    on_event.as_deref().map_or(Ok(()), hook::check)?;
     let place = place::prepare().map_err(|error| format!("no place for the control socket: {error}"))?;
     let open = OpenOptions {
         read_only: job.options.read_only,
@@ -165,14 +171,16 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
     let log = job.options.log.clone().unwrap_or_else(|| place.join(place::name(mounted.device, "log")));
     let volume: SharedVolume = Arc::new(RwLock::new(Some(volume)));
     let service = Arc::new(Service::new(volume.clone(), mounted.clone(), job, sender.clone()));
-    let rest = check_outside(&log, &mounted)
-        .and_then(|()| {
+    let rest = check_outside(&log, on_event.as_deref(), &mounted)
+        .and_then(|()| record(&volume, on_event))
+        .and_then(|hook| {
             Server::start(&place.join(place::name(mounted.device, "sock")), service.clone())
+                .map(|server| (server, hook))
                 .map_err(|error| format!("the control socket cannot be made in {}: {error}", place.display()))
         })
-        .and_then(|server| watch_signals(sender).map(|()| server));
-    let server = match rest {
-        Ok(server) => server,
+        .and_then(|both| watch_signals(sender).map(|()| both));
+    let (server, hook) = match rest {
+        Ok(both) => both,
         Err(error) => {
             let _ = mounted.unmount(true);
             session.stop_answering();
@@ -184,13 +192,25 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
     if job.options.takes_back {
         returning::start(service.clone(), stopping.clone());
     }
-    Ok((Running { volume, session, mounted, service, server, events, stopping }, Some(log)))
+    Ok((Running { volume, session, mounted, service, server, events, stopping, hook }, Some(log)))
 }
 
-/// Refuse to write about the mount into the mount: we would wait for ourselves, and keep it busy.
-fn check_outside(log: &Path, mounted: &Mounted) -> Result<(), String> {
+/// Begin to record events, and to run `program` for them if there is one.
+fn record(volume: &SharedVolume, program: Option<PathBuf>) -> Result<Option<Hook>, String> {
+    let hook = program.map(|program| Hook::start(program, hook::RUN_MAX)).transpose();
+    let hook = hook.map_err(|error| format!("no thread for the program for events: {error}"))?;
+    let listener = hook.clone().map(|hook| Box::new(move |event: &_| hook.tell(event)) as Listener);
+    let volume = volume.read();
+    volume.as_ref().map_or(Ok(()), |volume| volume.record(listener)).map_err(|error| error.to_string())?;
+    Ok(hook)
+}
+
+/// Refuse to write about the mount into the mount, or to run what stands in it: we would wait for ourselves, and keep it
+/// busy.
+fn check_outside(log: &Path, on_event: Option<&Path>, mounted: &Mounted) -> Result<(), String> {
     let state = std::env::var_os("STABLEFS_STATE_DIR").map(PathBuf::from);
-    for (path, what) in [(Some(log), "log"), (state.as_deref(), "state directory")] {
+    let places = [(Some(log), "log"), (state.as_deref(), "state directory"), (on_event, "program for events")];
+    for (path, what) in places {
         let Some(path) = path else { continue };
         let path = absolute(path)?;
         if service::device_of(&path) == Some(mounted.device) {
@@ -383,6 +403,9 @@ impl Running {
             Err(error) => log::error!("{error}"),
         }
         let _ = answer.send(outcome.clone()); // the client may have gone
+        if let Some(hook) = &self.hook {
+            hook.end(hook::END_MAX);
+        }
         self.server.drain(LAST_ANSWER_MAX);
         outcome.map(|_hanging| ())
     }

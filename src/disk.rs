@@ -18,7 +18,9 @@ pub mod sim;
 pub use backing::{Backing, BackingFacts, BackingKind, Done, Facts, Op, Ticket};
 pub use buffer::{Buf, Slice};
 pub use file::{CreateOptions, Inspection, Mode, OpenError, inspect, open};
-pub use mirror::{Combination, Damage, Members, Mirror, Proof, Recipe, ReplicaCounters, ReplicaHealth, ReplicaState};
+pub use mirror::{
+    Combination, Damage, Happened, Members, Mirror, Proof, Recipe, ReplicaCounters, ReplicaHealth, ReplicaState, What,
+};
 
 use crate::format::{Addr, Uuid};
 

@@ -13,6 +13,7 @@
 
 pub mod block;
 pub mod dead;
+pub mod event;
 pub mod geometry;
 pub mod item;
 pub mod label;
@@ -45,7 +46,7 @@ pub const ROOT_INO: u64 = 1;
 pub const FIRST_INO: u64 = 16;
 /// Inode numbers stay below this, so that a root can set a range aside.
 pub const INO_MAX: u64 = u64::MAX / 4;
-/// Pseudo inode that owns the list of orphans: `(ORPHANS, Orphan, ino)`.
+/// Pseudo inode that owns the list of orphans, `(ORPHANS, Orphan, ino)`, and the events (`event`).
 pub const ORPHANS: u64 = 2;
 
 const _: () = assert!(REPLICAS_MIN <= REPLICAS_MAX);

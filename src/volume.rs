@@ -4,7 +4,9 @@
 //! refusal says what to do next. *Assumes*: nothing of the paths. *Fails when*: [`StoreError::Refused`].
 //! *Order*: inspect → open (locks) → examine → recover → threads. *Not here*: mounting.
 
+pub mod availability;
 pub mod away;
+pub mod events;
 pub mod fsck;
 pub mod replace;
 pub mod scrub;
@@ -111,6 +113,8 @@ pub struct Volume {
     options: OpenOptions,
     opened: Instant,
     engine: Mutex<Option<Engine>>,
+    found_as: events::FoundAs,
+    recorder: Mutex<Option<events::Recorder>>,
     /// Long work that is under way.
     work: Mutex<Option<&'static str>>,
     /// Slots that were sent away.
@@ -342,6 +346,10 @@ impl Volume {
             hold: true,
         };
         let seen = witness::read(label.volume, EXAMINE_WAIT);
+        // What cannot be chosen from is refused below.
+        let found_as = recover::choose(&present)
+            .map(|choice| events::FoundAs { clean: choice.root.clean, last_root_ns: choice.root.time_ns })
+            .unwrap_or_default();
         let opened = open_store(present, store, seen, options.accept_stale, Arc::new(Machine));
         let (store, report) = opened.map_err(|error| match error {
             StoreError::Refused(text) if !why.is_empty() => StoreError::Refused(format!("{why}; {text}")),
@@ -362,6 +370,8 @@ impl Volume {
             options: options.clone(),
             opened: Instant::now(),
             engine: Mutex::new(None),
+            found_as,
+            recorder: Mutex::new(None),
             work: Mutex::new(None),
             kept_away: Mutex::new(kept_away),
         };
@@ -413,6 +423,10 @@ impl Volume {
 
     /// Final commit, clean root, release. Returns the paths of replicas whose I/O still hangs.
     pub fn close(self) -> Result<Vec<String>, StoreError> {
+        // While the engine runs: a change may wait for it.
+        if let Some(recorder) = self.recorder.lock().take() {
+            recorder.end();
+        }
         if let Some(engine) = self.engine.lock().take() {
             engine.stop();
         }

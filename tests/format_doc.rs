@@ -9,6 +9,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use stablefs::format::block::{self, BlockPtr};
+use stablefs::format::event::{self, Event, EventKind, EventState};
 use stablefs::format::geometry as geo;
 use stablefs::format::item::{self, Dirent, FileMap, Time};
 use stablefs::format::space::{self, Bitmap, SpaceEntry};
@@ -96,6 +97,9 @@ fn constants() -> BTreeMap<&'static str, u64> {
         ("KEY", item::KEY as u64),
         ("XATTR_CHUNK", item::XATTR_CHUNK as u64),
         ("INODE", item::INODE as u64),
+        ("EVENTS_MAX", event::EVENTS_MAX),
+        ("EVENT_SEQUENCE_END", event::EVENT_SEQUENCE_END),
+        ("EVENT_HEAD", event::EVENT_HEAD as u64),
         ("COOKIE_MIN", item::COOKIE_MIN),
         ("COOKIE_END", item::COOKIE_END),
         ("LEAF_ENTRY", node::LEAF_ENTRY as u64),
@@ -180,8 +184,8 @@ fn layout_tables_have_no_gap() {
         }
     }
     // header, pointer, label, root, entry, space node, bitmap, dead list, log record, key, inode, file map, dirent,
-    // xattr, extent
-    assert_eq!(ends, [64, 32, 4096, 4096, 32, 4096, 4096, 4096, 144, 24, 128, 8, 9, 5, 32]);
+    // xattr, event, extent
+    assert_eq!(ends, [64, 32, 4096, 4096, 32, 4096, 4096, 4096, 144, 24, 128, 8, 9, 5, 64, 32]);
 }
 
 #[test]
@@ -215,6 +219,24 @@ fn encoders_put_fields_where_the_tables_say() {
     assert_eq!(Dirent { ino: 9, file_type: 8, name: b"x".to_vec() }.encode(), b"\x09\0\0\0\0\0\0\0\x08x");
     assert_eq!(FileMap { blocks: 4 }.encode(), [4, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!(item::encode_xattr(b"ab", b"cde"), [b"\x03\0\0\0\x02abcde".to_vec()]);
+
+    let event = Event {
+        slot: Some(3),
+        replica: Uuid([9; 16]),
+        place: "ab".into(),
+        from: EventState::InSync,
+        to: EventState::Out,
+        cause: "c".into(),
+        file: "def".into(),
+        numbers: [5, 6, 7],
+        ..Event::new(EventKind::Scrubbed, 4)
+    };
+    let bytes = event.encode(300);
+    assert_eq!((event::event_key(300).off, &bytes[..13]), (300 << 16, &b"\x46\0\0\0\x08\x2c\x01\0\0\0\0\0\0"[..]));
+    let value = &bytes[13..];
+    assert_eq!(value[..5], [1, 5, 3, 1, 2]);
+    assert_eq!((le(value, 8), value[16], le(value, 32), le(value, 40), le(value, 48)), (4, 9, 5, 6, 7));
+    assert_eq!((value[56], value[58], value[60], &value[64..]), (2, 1, 3, &b"abcdef"[..]));
 
     let time = |sec| Time { sec, nsec: 1 };
     let inode = Inode {

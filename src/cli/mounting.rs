@@ -37,6 +37,9 @@ pub(super) fn mount(args: &MountArgs) -> Result<(), String> {
     for list in &args.options {
         words.extend(["-o".into(), list.into()]);
     }
+    if let Some(program) = &args.on_event {
+        words.extend(["--on-event".into(), program.clone().into_os_string()]);
+    }
     if args.sloppy {
         words.push("--sloppy".into());
     }
@@ -52,6 +55,7 @@ fn job(args: &MountArgs) -> Result<Job, String> {
         options::parse_list(list, unknown, &mut options)?;
     }
     options.foreground |= args.foreground;
+    options.on_event = args.on_event.clone().or(options.on_event);
     let (mountpoint, replicas) = args.places.split_last().ok_or("give replicas and a mount point")?;
     // What mount(8) was told stays as it is in the table of mounts: it looks there for what is mounted already.
     if let ([source], None) = (replicas, &options.fsname)

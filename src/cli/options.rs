@@ -40,6 +40,8 @@ pub struct MountOptions {
     pub log: Option<PathBuf>,
     /// Replicas that were away are taken back without being asked; `noreturn`: only by `stablefs online`.
     pub takes_back: bool,
+    /// `on-event=PROGRAM`: run for each event.
+    pub on_event: Option<PathBuf>,
     /// `foreground`.
     pub foreground: bool,
     /// `dev`.
@@ -68,6 +70,7 @@ impl Default for MountOptions {
             threads: THREADS_DEFAULT,
             log: None,
             takes_back: true,
+            on_event: None,
             foreground: false,
             device_nodes: true,
             set_user_id: true,
@@ -111,7 +114,7 @@ const KERNELS: &[&str] = &["blksize", "group_id", "max_read", "user_id"];
 
 /// Every option that means something, for the error text.
 const KNOWN: &str = "ro, rw, degraded, accept_stale, allow_other, deadline=, fsname=, subtype=, writeback, threads=, noatime, log=, \
-                     return, noreturn, foreground, dev, nodev, suid, nosuid, exec, noexec, remount";
+                     on-event=, return, noreturn, foreground, dev, nodev, suid, nosuid, exec, noexec, remount";
 
 /// What to do with options that nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,7 +179,8 @@ fn parse_word(word: &str, options: &mut MountOptions) -> Result<bool, String> {
         ("subtype", Some(value)) => options.subtype = parse_subtype(value)?,
         ("threads", Some(value)) => options.threads = parse_threads(value)?,
         ("log", Some(value)) if !value.is_empty() => options.log = Some(PathBuf::from(value)),
-        ("deadline" | "fsname" | "subtype" | "threads" | "log", _) => {
+        ("on-event", Some(value)) if !value.is_empty() => options.on_event = Some(PathBuf::from(value)),
+        ("deadline" | "fsname" | "subtype" | "threads" | "log" | "on-event", _) => {
             return Err(format!("option {name} needs a value: -o {name}=…"));
         }
         _ => return Ok(false),
@@ -327,7 +331,7 @@ mod tests {
     fn a_list_as_fstab_has_it() {
         let options = parse(
             "defaults,nofail,_netdev,user,user=bob,x-systemd.requires-mounts-for=/d1,comment=hi,ro,degraded,deadline=500ms,\
-             fsname=a\\,b,writeback,threads=16,noatime,nodev,nosuid,noexec,allow_other,log=/tmp/l,subtype=",
+             fsname=a\\,b,writeback,threads=16,noatime,nodev,nosuid,noexec,allow_other,log=/tmp/l,on-event=/usr/bin/a\\,b,subtype=",
         )
         .unwrap();
         assert!(options.read_only && options.degraded && options.writeback && options.no_access_times);
@@ -336,6 +340,7 @@ mod tests {
         assert_eq!(options.fsname.as_deref(), Some("a,b"));
         assert_eq!((options.threads, options.allow_other), (16, Some(true)));
         assert_eq!(options.log.as_deref(), Some(std::path::Path::new("/tmp/l")));
+        assert_eq!(options.on_event.as_deref(), Some(std::path::Path::new("/usr/bin/a,b")));
         assert_eq!(options.subtype, "");
         assert!(!parse("ro,rw").unwrap().read_only);
         assert_eq!(parse("").unwrap(), MountOptions::default());
@@ -353,6 +358,7 @@ mod tests {
             ("threads=1", "3 to 64"),
             ("threads=x", "threads=x"),
             ("log=", "needs a value"),
+            ("on-event", "needs a value"),
             ("subtype=a b", "subtype=a b"),
             ("defaults=2", "defaults=2"),
         ] {

@@ -8,6 +8,7 @@ use crate::control::{Request, place};
 use crate::daemon::report::Report;
 use crate::daemon::task::TaskReport;
 use crate::mount::table::{self, Entry};
+use crate::volume::availability::{Availability, Figures};
 use crate::world::{Machine, World};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::Value;
@@ -85,6 +86,7 @@ fn render(report: &Report, now_ns: i64) -> String {
     }
     let used = format!("{} used of {}", size(status.used_bytes), size(status.size_bytes));
     lines.push(("space", format!("{used}, {} free, {} files", size(status.free_bytes), status.inodes)));
+    lines.extend(service(&status.availability).map(|text| ("service", text)));
     if let Some(task) = &report.task {
         lines.push(("work", task_line(task)));
     }
@@ -93,35 +95,111 @@ fn render(report: &Report, now_ns: i64) -> String {
     for (name, text) in lines {
         let _ = writeln!(out, "{name:>8}: {text}"); // a String takes everything
     }
-    let _ = writeln!(out, "\n{}", replicas(report, now_ns));
+    let _ = writeln!(out, "\n{}\n\n{}", replicas(report, now_ns), counters(report));
     out
+}
+
+/// Availability in one line.
+fn service(all: &Availability) -> Option<String> {
+    let share = |figures: &Figures| {
+        let share = figures.availability?;
+        Some(match figures.nines {
+            None => "100 %".to_owned(),
+            // Cut, not rounded: what was not always there is not 100 %.
+            Some(nines) => format!("{} % ({nines} nines)", (share * 1e7).floor() / 1e5),
+        })
+    };
+    let mut text = format!("reads {}", share(&all.reads)?);
+    if let Some(writes) = share(&all.writes) {
+        let _ = write!(text, ", writes {writes}");
+    }
+    let _ = write!(text, " of {}", span(all.reads.up_ms + all.reads.down_ms));
+    let outages = all.reads.outages.max(all.writes.outages);
+    let word = if outages == 1 { "outage" } else { "outages" };
+    let _ = write!(text, ", {outages} {word}");
+    if all.held_once_ms > 0 {
+        let _ = write!(text, "; held once for {}", span(all.held_once_ms));
+    }
+    Some(text)
+}
+
+/// A time as a person reads it.
+fn span(ms: u64) -> String {
+    match ms / 1000 {
+        s @ 0..120 => format!("{s}.{} s", ms % 1000 / 100),
+        s @ 120..7200 => format!("{} min", s / 60),
+        s @ 7200..172_800 => format!("{} h", s / 3600),
+        s => format!("{} days", s / 86_400),
+    }
 }
 
 fn replicas(report: &Report, now_ns: i64) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["#", "replica", "state", "since", "damaged", "healed", "write errors", "waiting", "kind"]);
+    table.set_header(["#", "replica", "state", "since", "available", "waiting", "kind"]);
     for replica in &report.status.replicas {
         let kind = replica.kind.clone().unwrap_or_default();
         let io = if kind.is_empty() || replica.direct_io { "" } else { ", through the page cache" };
         table.add_row([
             replica.slot.to_string(),
             replica.path.clone(),
-            replica.state.clone(),
+            std::iter::once(&replica.state).chain(&replica.conditions).cloned().collect::<Vec<_>>().join(", "),
             moment(i64::try_from(replica.since_ns).unwrap_or(i64::MAX), now_ns),
-            (replica.unreadable + replica.checksum).to_string(),
-            replica.healed.to_string(),
-            (replica.write_failed + replica.flush_failed + replica.deadline_missed).to_string(),
+            available(&report.status.availability, &replica.replica),
             replica.in_flight.to_string(),
             format!("{kind}{io}"),
         ]);
     }
-    for column in [4, 5, 6, 7] {
-        if let Some(column) = table.column_mut(column) {
+    align(&mut table, &[4, 5]);
+    table
+}
+
+/// How much of the time a replica was in sync.
+fn available(all: &Availability, replica: &str) -> String {
+    let found = all.replicas.iter().find(|one| one.replica == replica);
+    let share = found.and_then(|one| one.figures.availability);
+    share.map(|share| format!("{} %", (share * 1e5).floor() / 1e3)).unwrap_or_default()
+}
+
+/// What was counted since the mount.
+fn counters(report: &Report) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header([
+        "#",
+        "unreadable",
+        "checksum",
+        "transient",
+        "healed",
+        "not healed",
+        "write failed",
+        "flush failed",
+        "deadline missed",
+    ]);
+    for replica in &report.status.replicas {
+        let counted = [
+            replica.unreadable,
+            replica.checksum,
+            replica.transient,
+            replica.healed,
+            replica.heal_failed,
+            replica.write_failed,
+            replica.flush_failed,
+            replica.deadline_missed,
+        ];
+        let counted = counted.iter().map(u64::to_string);
+        table.add_row(std::iter::once(replica.slot.to_string()).chain(counted));
+    }
+    align(&mut table, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    table
+}
+
+fn align(table: &mut Table, right: &[usize]) {
+    for column in right {
+        if let Some(column) = table.column_mut(*column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
-    table
 }
 
 /// A task in one line.
@@ -157,12 +235,17 @@ pub(super) fn size(bytes: u64) -> String {
     format!("{scaled:.1} {}", units[unit])
 }
 
-/// `2026-11-23 08:15:02 UTC (3 min ago)`.
-fn moment(ns: i64, now_ns: i64) -> String {
+/// `2026-11-23 08:15:02 UTC`.
+pub(super) fn date(ns: i64) -> String {
     let seconds = ns.div_euclid(1_000_000_000);
     let (year, month, day) = civil(seconds.div_euclid(86_400));
     let rest = seconds.rem_euclid(86_400);
     let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
+/// `2026-11-23 08:15:02 UTC (3 min ago)`.
+fn moment(ns: i64, now_ns: i64) -> String {
     let ago = now_ns.saturating_sub(ns) / 1_000_000_000;
     let ago = match ago {
         i64::MIN..0 => String::new(),
@@ -171,7 +254,7 @@ fn moment(ns: i64, now_ns: i64) -> String {
         7200..172_800 => format!(" ({} h ago)", ago / 3600),
         _ => format!(" ({} days ago)", ago / 86_400),
     };
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC{ago}")
+    format!("{}{ago}", date(ns))
 }
 
 /// Year, month and day of a day counted from 1970 (Hinnant's algorithm).

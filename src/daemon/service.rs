@@ -68,6 +68,12 @@ impl Service {
         serde_json::to_value(report).map_err(|error| error.to_string())
     }
 
+    fn events(&self, after: u64) -> Result<Value, String> {
+        let volume = self.volume.try_read().ok_or(ENDING)?;
+        let log = volume.as_ref().ok_or(ENDING)?.events(after);
+        serde_json::to_value(log).map_err(|error| error.to_string())
+    }
+
     fn sync(&self) -> Result<Value, String> {
         let volume = self.volume.read();
         let volume = volume.as_ref().ok_or(ENDING)?;
@@ -198,6 +204,7 @@ impl Control for Service {
     fn answer(&self, request: Request, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<Value, String> {
         match request {
             Request::Status {} => self.status(),
+            Request::Events { after } => self.events(after),
             Request::Sync {} => self.sync(),
             Request::Scrub { action } => self.scrub(action, progress),
             Request::Replace { old, new } => self.replace(old, new, progress),

@@ -19,7 +19,7 @@ mod threads;
 
 pub use holder::{ending_holder, say_ending};
 pub use inspecting::inspect;
-pub use isolate::{apart, close_inherited, isolate};
+pub use isolate::{apart, close_inherited, isolate, isolate_for_programs};
 
 use super::backing::{Backing, BackingKind};
 use crate::format::Label;

@@ -20,15 +20,19 @@
 //! | (none) | Returning | `attach`: as above, in a further slot, beside replicas that all are in sync |
 //! | Returning | InSync | `join`, or `take_over` in the slot of another one |
 //! | Returning | Out | as InSync |
+//!
+//! Each of these is told to a listener (`happened`).
 
 mod batch;
 mod combine;
+mod happened;
 mod read;
 mod repair;
 mod slot;
 mod write;
 
 pub use combine::{CANDIDATES_MAX, Combination, Recipe};
+pub use happened::{Happened, LOST_MAX, WAITING_MAX, What};
 pub use repair::{Damage, Proof};
 pub use slot::{ReplicaCounters, ReplicaHealth, ReplicaState};
 
@@ -94,6 +98,7 @@ pub struct Mirror {
     gate: RwLock<()>,
     turns: Vec<Mutex<()>>,
     served_last: AtomicUsize,
+    events: happened::Events,
 }
 
 impl Mirror {
@@ -132,6 +137,7 @@ impl Mirror {
             gate: RwLock::new(()),
             turns: (0..REPAIR_TURNS).map(|_| Mutex::new(())).collect(),
             served_last: AtomicUsize::new(0),
+            events: happened::Events::default(),
         }
     }
 
@@ -227,11 +233,15 @@ impl Mirror {
             row.released.push(old);
         }
         log::info!("replica {replica} ({}) is returning", name.path);
+        let mut was = Some(row.state);
         if row.name.uuid != name.uuid {
             self.counted[replica].reset();
+            self.events.tell(Happened::left(replica, row, &format!("replaced by {}", name.path)));
+            was = None;
         }
         row.name = name;
         row.enter(ReplicaState::Returning, "");
+        self.events.tell(Happened::moved(replica, row, was, "it is brought up to date"));
     }
 
     /// A returning replica has been proven to hold everything: it is in sync again.
@@ -246,7 +256,9 @@ impl Mirror {
         if state == ReplicaState::Returning {
             table.generation += 1;
             log::info!("replica {replica} ({}) is in sync", table.rows[replica].name.path);
-            table.rows[replica].enter(ReplicaState::InSync, "");
+            let row = &mut table.rows[replica];
+            row.enter(ReplicaState::InSync, "");
+            self.events.tell(Happened::moved(replica, row, Some(state), "proven to hold everything"));
         }
     }
 
@@ -263,7 +275,9 @@ impl Mirror {
         self.counted[slot].reset();
         table.generation += 1;
         log::info!("replica {slot} ({}) is attached and returning", name.path);
-        table.rows.push(Row::new(name, Some(backing), ReplicaState::Returning, wall_ns(), ""));
+        let row = Row::new(name, Some(backing), ReplicaState::Returning, wall_ns(), "");
+        self.events.tell(Happened::moved(slot, &row, None, "attached, it is brought up to date"));
+        table.rows.push(row);
         slot
     }
 
@@ -285,8 +299,13 @@ impl Mirror {
         table.generation += 1;
         log::info!("replica {replica}: {} takes the place of {}", new.name.path, table.rows[replica].name.path);
         self.counted[replica].reset();
+        let place = new.name.path.clone();
         let old = std::mem::replace(&mut table.rows[replica], new);
-        table.rows[replica].released = old.released;
+        let row = &mut table.rows[replica];
+        self.events.tell(Happened::left(replica, &old, &format!("replaced by {place}")));
+        let was = Some(ReplicaState::Returning);
+        self.events.tell(Happened::moved(replica, row, was, "proven to hold everything"));
+        row.released = old.released;
         Some(old.backing)
     }
 
@@ -299,6 +318,7 @@ impl Mirror {
         }
         table.generation += 1;
         if let Some(row) = table.rows.pop() {
+            self.events.tell(Happened::left(attached, &row, "given up"));
             row.all_backings().for_each(|backing| backing.close());
         }
         true
@@ -337,6 +357,7 @@ impl Mirror {
         if self.state(replica) == ReplicaState::InSync {
             self.count(replica, |counted| &counted.checksum);
             self.count(replica, |counted| &counted.healed);
+            self.tell_of(replica, Happened::new(What::Omission, "a block that proves itself"));
         } else {
             self.count(replica, |counted| &counted.copied);
         }
@@ -362,14 +383,19 @@ impl Mirror {
 
     /// Put out whoever is in this slot, unless it is the last in sync.
     fn put_out(&self, replica: usize, cause: &str) -> Leaving {
-        put_out_of(self.table.write(), replica, cause)
+        self.put_out_of(self.table.write(), replica, cause, 0)
     }
 
     /// As [`Mirror::put_out`], unless another backing has taken the slot meanwhile.
     fn put_lane_out(&self, lane: &Lane, cause: &str) -> Leaving {
+        self.put_lane_out_for(lane, cause, 0)
+    }
+
+    /// As [`Mirror::put_lane_out`], while file `owner` was read.
+    fn put_lane_out_for(&self, lane: &Lane, cause: &str, owner: u64) -> Leaving {
         let table = self.table.write();
         let is_there = table.rows.get(lane.slot).is_some_and(|row| row.holds(lane));
-        if is_there { put_out_of(table, lane.slot, cause) } else { Leaving::Out }
+        if is_there { self.put_out_of(table, lane.slot, cause, owner) } else { Leaving::Out }
     }
 
     /// Put the one of this lane out; if it is the last in sync, end all writing.
@@ -386,6 +412,7 @@ impl Mirror {
         let why = table.latched.get_or_insert_with(|| cause.to_owned()).clone();
         drop(table);
         if is_first {
+            self.events.tell(Happened::new(What::Failed, cause));
             log::error!("no replica takes writes any more: {cause}");
         }
         DiskError::NoReplica(why)
@@ -404,22 +431,25 @@ impl Mirror {
     fn grace(&self) -> Duration {
         self.deadline / 10
     }
-}
 
-/// The rule of leaving: anyone but the last in sync. Told once the lock is released: a log can hang like any file.
-fn put_out_of(mut table: RwLockWriteGuard<'_, Table>, replica: usize, cause: &str) -> Leaving {
-    let last = table.in_sync() == 1 << replica;
-    match table.rows[replica].state {
-        ReplicaState::InSync if last => return Leaving::Last,
-        ReplicaState::InSync | ReplicaState::Returning => {}
-        ReplicaState::Out | ReplicaState::Missing => return Leaving::Out,
+    /// The rule of leaving: anyone but the last in sync. Logged once the lock is released: a log can hang like any file.
+    fn put_out_of(&self, mut table: RwLockWriteGuard<'_, Table>, replica: usize, cause: &str, owner: u64) -> Leaving {
+        let last = table.in_sync() == 1 << replica;
+        let was = table.rows[replica].state;
+        match was {
+            ReplicaState::InSync if last => return Leaving::Last,
+            ReplicaState::InSync | ReplicaState::Returning => {}
+            ReplicaState::Out | ReplicaState::Missing => return Leaving::Out,
+        }
+        table.generation += 1;
+        let row = &mut table.rows[replica];
+        row.enter(ReplicaState::Out, cause);
+        let path = row.name.path.clone();
+        self.events.tell(Happened { owner, ..Happened::moved(replica, row, Some(was), cause) });
+        drop(table);
+        log::error!("replica {replica} ({path}) is out: {cause}");
+        Leaving::Out
     }
-    table.generation += 1;
-    table.rows[replica].enter(ReplicaState::Out, cause);
-    let path = table.rows[replica].name.path.clone();
-    drop(table);
-    log::error!("replica {replica} ({path}) is out: {cause}");
-    Leaving::Out
 }
 
 /// Whether waiting for this backing to close makes sense.

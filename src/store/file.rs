@@ -111,7 +111,7 @@ impl Store {
             match &sources[at] {
                 Source::Disk { addr, .. } => {
                     let sums: Vec<u64> = sources[at..at + run].iter().map(sum_of).collect();
-                    let found = self.mirror.read(*addr, &sums)?;
+                    let found = self.mirror.read_for(*addr, &sums, ino)?;
                     copy_part(out, offset, begin, &found);
                 }
                 Source::Hole | Source::Reserved => zero_part(out, offset, begin),

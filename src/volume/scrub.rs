@@ -468,6 +468,7 @@ impl Volume {
         let _alone = self.begin_work("scrub")?;
         let report = run(&self.store, progress);
         ::log::info!("scrub: {report}");
+        self.note_scrub(&report);
         Ok(report)
     }
 }

@@ -4,6 +4,7 @@
 //! *Order*: none. *Not here*: rendering (`cli`).
 
 use super::Volume;
+use super::availability::Availability;
 use crate::disk::ReplicaState;
 use crate::disk::backing::BackingKind;
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,8 @@ pub struct Status {
     pub open_s: u64,
     /// Log records replayed at opening.
     pub replayed: u64,
+    /// Availability in figures, from the events that are remembered.
+    pub availability: Availability,
 }
 
 /// State of a replica.
@@ -72,10 +75,16 @@ pub struct ReplicaStatus {
     pub in_flight: usize,
     /// Bytes free in the filesystem that holds it.
     pub bytes_free_below: Option<u64>,
+    /// What is to be known beside the state: `full` (its disk has no room), `read-only` (it went out because of that).
+    pub conditions: Vec<String>,
+    /// Blocks that were not there, for either of the two reasons below.
+    pub omissions: u64,
     /// Blocks that could not be read.
     pub unreadable: u64,
-    /// Blocks whose checksum was wrong.
+    /// Blocks whose checksum was wrong: rotten, torn, lost, misdirected or stale.
     pub checksum: u64,
+    /// Blocks that were wrong once and right when read again; nothing was repaired.
+    pub transient: u64,
     /// Blocks healed.
     pub healed: u64,
     /// Repairs that failed.
@@ -91,7 +100,9 @@ pub struct ReplicaStatus {
 impl Volume {
     /// State of the volume, from memory.
     pub fn status(&self) -> Status {
-        let replicas: Vec<ReplicaStatus> = self.mirror.health().into_iter().map(replica).collect();
+        let grows = self.label.grows;
+        let replicas: Vec<ReplicaStatus> =
+            self.mirror.health().into_iter().map(|health| replica(health, grows)).collect();
         // Not the root behind its lock: that may wait for a disk.
         let view = self.store.view();
         let root = &view.committed.root;
@@ -117,6 +128,7 @@ impl Volume {
             deadline_ms: self.options.deadline.as_millis() as u64,
             open_s: self.opened.elapsed().as_secs(),
             replayed: self.report.replayed,
+            availability: self.availability(),
         }
     }
 
@@ -175,7 +187,19 @@ pub fn shell_word(word: &str) -> String {
     format!("'{}'", word.replace('\'', "'\\''"))
 }
 
-fn replica(health: crate::disk::ReplicaHealth) -> ReplicaStatus {
+/// Bytes free below a container that grows, under which it is full: the unit in which it grows.
+const FULL_BELOW: u64 = 1 << 20;
+
+fn conditions(health: &crate::disk::ReplicaHealth, grows: bool) -> Vec<String> {
+    let is_full = grows && health.bytes_free_below.is_some_and(|bytes| bytes < FULL_BELOW);
+    // What a failed write said (`disk::mirror::write`).
+    let said = |word: &str| health.cause.starts_with(word);
+    let all = [(is_full || said("full:"), "full"), (said("read-only:"), "read-only")];
+    all.into_iter().filter(|(holds, _)| *holds).map(|(_, word)| word.to_owned()).collect()
+}
+
+fn replica(health: crate::disk::ReplicaHealth, grows: bool) -> ReplicaStatus {
+    let conditions = conditions(&health, grows);
     let counters = health.counters;
     ReplicaStatus {
         slot: health.slot,
@@ -188,8 +212,11 @@ fn replica(health: crate::disk::ReplicaHealth) -> ReplicaStatus {
         cause: health.cause,
         in_flight: health.in_flight,
         bytes_free_below: health.bytes_free_below,
+        conditions,
+        omissions: counters.omissions(),
         unreadable: counters.unreadable,
         checksum: counters.checksum,
+        transient: counters.transient,
         healed: counters.healed,
         heal_failed: counters.heal_failed,
         write_failed: counters.write_failed,

@@ -11,6 +11,7 @@ mod crash;
 mod degraded;
 mod disks;
 mod drill;
+mod events;
 mod everyday;
 mod files;
 mod heavy;

@@ -29,6 +29,15 @@ pub fn isolate() -> io::Result<()> {
     Ok(())
 }
 
+/// As [`isolate`], for a thread that starts programs of others: they get the usual umask, not the daemon's.
+pub fn isolate_for_programs() -> io::Result<()> {
+    isolate()?;
+    // SAFETY: the table of directory and umask is copied; no memory is touched.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS)? };
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
+    Ok(())
+}
+
 /// Close every descriptor but 0, 1 and 2: what whoever started this process left open in it. Locks, pipes and disks of
 /// theirs would be held for as long as it lives. To be called before this process has opened anything.
 pub fn close_inherited() -> io::Result<()> {

@@ -202,7 +202,7 @@ impl Mirror {
         {
             log::warn!("block {addr} is damaged on every replica; it is put together again: {recipe}");
             for (lane, damage, _) in &damaged {
-                if self.heal(lane, addr, sum, block, damage) {
+                if self.heal(lane, addr, sum, (block, 0), damage) {
                     // A failure puts it out, and is logged.
                     let _durable = self.flush_raw(lane.slot);
                 }

@@ -54,6 +54,11 @@ impl Mirror {
     /// # Panics
     /// If `sums` is empty: our bug.
     pub fn read(&self, addr: Addr, sums: &[u64]) -> Result<Buf, DiskError> {
+        self.read_for(addr, sums, 0)
+    }
+
+    /// As [`Mirror::read`]; what happens meanwhile is told as a fault that hurt inode `owner`.
+    pub fn read_for(&self, addr: Addr, sums: &[u64], owner: u64) -> Result<Buf, DiskError> {
         assert!(!sums.is_empty());
         let end = addr.checked_add(sums.len() as u64);
         if end.is_none_or(|end| end > self.geometry.blocks) {
@@ -66,13 +71,13 @@ impl Mirror {
         let mut pieces = self.share_out(&lanes, addr, sums.len());
         if let [piece] = &mut pieces[..] {
             let (slot, answer) = self.hedge(piece.asked.take(), addr, sums.len() as u32);
-            return self.prove_answer(slot, answer, addr, sums);
+            return self.prove_answer(slot, answer, addr, sums, owner);
         }
         let mut whole = Buf::zeroed(sums.len() * BLOCK);
         for piece in &mut pieces {
             let at = addr + piece.start as u64;
             let (slot, answer) = self.hedge(piece.asked.take(), at, piece.blocks as u32);
-            let part = self.prove_answer(slot, answer, at, &sums[piece.start..piece.start + piece.blocks])?;
+            let part = self.prove_answer(slot, answer, at, &sums[piece.start..piece.start + piece.blocks], owner)?;
             whole[piece.start * BLOCK..(piece.start + piece.blocks) * BLOCK].copy_from_slice(&part);
         }
         Ok(whole)
@@ -172,7 +177,14 @@ impl Mirror {
     }
 
     /// Prove what `slot` answered, block by block, and get what it could not prove elsewhere.
-    fn prove_answer(&self, slot: usize, answer: io::Result<Buf>, addr: Addr, sums: &[u64]) -> Result<Buf, DiskError> {
+    fn prove_answer(
+        &self,
+        slot: usize,
+        answer: io::Result<Buf>,
+        addr: Addr,
+        sums: &[u64],
+        owner: u64,
+    ) -> Result<Buf, DiskError> {
         let (mut buf, unreadable) = match answer {
             Ok(buf) => (buf, None),
             Err(error) => (Buf::zeroed(sums.len() * BLOCK), Some(Damage::Unreadable(error.to_string()))),
@@ -181,7 +193,7 @@ impl Mirror {
             let at = addr + index as u64;
             let block = &mut buf[index * BLOCK..(index + 1) * BLOCK];
             if unreadable.is_some() || self.seed.checksum(at, block) != *sum {
-                block.copy_from_slice(&self.recover(slot, at, *sum)?);
+                block.copy_from_slice(&self.recover(slot, at, *sum, owner)?);
             }
         }
         Ok(buf)

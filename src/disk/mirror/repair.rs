@@ -12,7 +12,7 @@
 use super::batch::Trouble;
 use super::read::data;
 use super::write::{REQUEST_BLOCKS_MAX, describe};
-use super::{Lane, Mirror, REPAIR_TURNS, ReplicaState};
+use super::{Happened, Lane, Mirror, REPAIR_TURNS, ReplicaState, What};
 use crate::disk::DiskError;
 use crate::disk::backing::{Op, Ticket};
 use crate::disk::buffer::{Buf, Slice};
@@ -81,12 +81,12 @@ struct Turn {
 
 impl Mirror {
     /// `slot` did not prove the block: get it from wherever it is proven, and repair.
-    pub(super) fn recover(&self, slot: usize, addr: Addr, sum: u64) -> Result<Buf, DiskError> {
+    pub(super) fn recover(&self, slot: usize, addr: Addr, sum: u64, owner: u64) -> Result<Buf, DiskError> {
         let lane = self.lane(slot).or_else(|| self.lanes(|state| state == ReplicaState::InSync).into_iter().next());
         let Some(lane) = lane else {
             return Err(DiskError::Lost { addr, detail: "the replica went away".into() });
         };
-        let turn = self.repair(&lane, addr, sum);
+        let turn = self.repair(&lane, addr, sum, owner);
         if turn.good.is_some() && turn.first == Proof::Correct {
             self.count(slot, |counted| &counted.transient);
         }
@@ -141,7 +141,7 @@ impl Mirror {
                 Ok(buf) if self.seed.checksum(at, buf.block(index)) == *sum => Proof::Correct,
                 Err(missed @ Trouble::Missed(_)) => Proof::Unproven(missed.to_string()),
                 // Anything else is looked at again, alone, so that one bad sector costs one block.
-                _ if heal => self.repair(lane, at, *sum).first,
+                _ if heal => self.repair(lane, at, *sum, 0).first,
                 _ => match self.copy(lane, at, *sum) {
                     Copy::Correct(_) => Proof::Correct,
                     Copy::Damaged(damage, _) => Proof::Damaged(damage),
@@ -167,12 +167,13 @@ impl Mirror {
     }
 
     /// Look at the block on `first`, then on the others until one proves it, and repair those that did not.
-    fn repair(&self, first: &Lane, addr: Addr, sum: u64) -> Turn {
+    fn repair(&self, first: &Lane, addr: Addr, sum: u64, owner: u64) -> Turn {
         let _turn = self.turns[addr as usize % REPAIR_TURNS].lock();
         let mut good = None;
         let mut details = Vec::new();
         let mut first_proof = Proof::Correct;
         let mut damaged: Vec<(Lane, Damage)> = Vec::new();
+        let mut all_answer = true;
         for lane in self.by_trust(first) {
             match self.copy(&lane, addr, sum) {
                 Copy::Correct(buf) => {
@@ -187,6 +188,7 @@ impl Mirror {
                     damaged.push((lane, damage));
                 }
                 Copy::Unknown(reason) => {
+                    all_answer = false;
                     details.push(format!("replica {}: {reason}", lane.slot));
                     if lane.slot == first.slot {
                         first_proof = Proof::Unproven(reason);
@@ -196,13 +198,17 @@ impl Mirror {
         }
         if let Some(good) = &good {
             for (lane, damage) in damaged {
-                let healed = self.heal(&lane, addr, sum, good, &damage);
+                let healed = self.heal(&lane, addr, sum, (good, owner), &damage);
                 if lane.slot == first.slot {
                     first_proof = if healed { Proof::Healed(damage) } else { Proof::Damaged(damage) };
                 }
             }
         }
-        Turn { good, first: first_proof, detail: details.join(", ") }
+        let detail = details.join(", ");
+        if good.is_none() && all_answer {
+            self.events.tell(Happened { addr, owner, ..Happened::new(What::Lost, &detail) });
+        }
+        Turn { good, first: first_proof, detail }
     }
 
     /// `first`, then all others by trust.
@@ -226,7 +232,7 @@ impl Mirror {
     }
 
     /// Write proven bytes over a copy that is damaged, and prove it. False if the copy stays damaged.
-    pub(super) fn heal(&self, lane: &Lane, addr: Addr, sum: u64, good: &Buf, damage: &Damage) -> bool {
+    pub(super) fn heal(&self, lane: &Lane, addr: Addr, sum: u64, (good, owner): (&Buf, u64), damage: &Damage) -> bool {
         assert_eq!(self.seed.checksum(addr, good), sum, "only proven bytes repair");
         let state = self.state(lane.slot);
         if state == ReplicaState::InSync {
@@ -237,6 +243,8 @@ impl Mirror {
                     Damage::Checksum | Damage::Zeros => |counted| &counted.checksum,
                 },
             );
+            let happened = Happened::new(What::Omission, &format!("block {addr} {damage}"));
+            self.tell_of(lane.slot, Happened { addr, owner, ..happened });
         }
         if !state.takes_writes() || lane.backing.facts().read_only {
             return false;
@@ -264,7 +272,7 @@ impl Mirror {
             (Some(failure), _) => {
                 log::error!("replica {}: block {addr} {damage}; {failure}", lane.slot);
                 self.count(lane.slot, |counted| &counted.heal_failed);
-                self.put_lane_out(lane, &failure);
+                self.put_lane_out_for(lane, &failure, owner);
                 false
             }
         }

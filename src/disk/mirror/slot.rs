@@ -3,6 +3,14 @@
 //! *Guarantees*: counters only grow. *Assumes*: the mirror's table lock guards rows.
 //! *Fails when*: never. *Order*: none.
 //! *Not here*: the rules of moving between states (`mirror`).
+//!
+//! | what a replica is | where that is known | here it is |
+//! |---|---|---|
+//! | in sync, out, missing, returning | the mirror | a [`ReplicaState`] |
+//! | full, read-only | beside the state: `volume::status`, from the room below and the cause | in sync or out |
+//! | slow | nowhere: nothing measures it | in sync, until it misses the deadline |
+//! | behind | at the mount: `store::recover` | out |
+//! | foreign, forked | at the mount, which is refused: `store::recover` | not here |
 
 use crate::disk::ReplicaName;
 use crate::disk::backing::{Backing, BackingKind, Facts};

@@ -14,6 +14,7 @@ mod healing;
 mod leaving;
 mod promises;
 mod silence;
+mod telling;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const AT: Addr = 1000;

@@ -6,6 +6,7 @@
 
 use super::blocks::Tracker;
 use super::finding::{Finding, Owner};
+use crate::format::event;
 use crate::format::item::{COOKIE_END, COOKIE_MIN, Dirent, FileMap, XATTR_CHUNK, decode_xattr_head, name_cookie_base};
 use crate::format::{Corrupt, Extent, ExtentBody, FIRST_INO, INO_MAX, Inode, ItemKind, Key, ORPHANS, ROOT_INO};
 use std::collections::{BTreeMap, HashMap};
@@ -123,6 +124,7 @@ impl<'t, 'a> Items<'t, 'a> {
         let result = match key.kind {
             ItemKind::Inode => self.inode(key, value),
             ItemKind::FileMap => self.file_map(key, value),
+            ItemKind::Xattr if key.ino == ORPHANS => event::decode(key, value).map(drop),
             ItemKind::Xattr => self.xattr(key, value),
             ItemKind::Dirent => self.dirent(key, value),
             ItemKind::Extent => self.extent(key, value),

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::format::ExtentBody;
+use crate::format::event::{Event, EventKind, event_key};
 use crate::store::space::Class;
 
 /// Do what the repairs say, as a repairing program would.
@@ -187,6 +188,24 @@ fn wrong_orphans_and_ownerless_items_are_found() {
     };
     broken(tail, &["follows its first part", "follows its first part"]);
     broken(|v| v.put(Key::new(16, ItemKind::Dirent, 5000), vec![1, 2]), &["has a name of 1 to 255 bytes"]);
+}
+
+#[test]
+fn events_are_known_and_nothing_else_passes_for_one() {
+    let put = |v: &mut Volume, at, number| {
+        v.put(event_key(at), Event::new(EventKind::Mounted, 1).encode(number));
+    };
+    let twice = |v: &mut Volume| {
+        put(v, 5, 5);
+        put(v, 6, 7);
+    };
+    broken(twice, &["event: is named as its key"]);
+    let short = |v: &mut Volume| {
+        put(v, 1, 1);
+        v.put(event_key(2), vec![8, 0, 0, 0, 1, b'x', 1, 1, 1, 1, 1, 1, 1, 1]);
+    };
+    broken(short, &["event: is named as its key"]);
+    broken(|v| v.xattr(ORPHANS, b"user.x", 10), &["event: is named as its key"]);
 }
 
 #[test]
