@@ -58,6 +58,10 @@ enum Command {
     Events(EventsArgs),
     /// Copy everything onto a new replica in place of an old one, on the live mount
     Replace(ReplaceArgs),
+    /// Add one more replica to a volume, filled and proven on the live mount
+    Attach(AttachArgs),
+    /// Take a replica out of a volume, for ever
+    Detach(DetachArgs),
     /// Let a replica return that is away, now; it is sent what it missed
     Online(OnlineArgs),
     /// Send a replica away, to unplug its disk for example; it returns with `online`
@@ -199,6 +203,33 @@ pub(crate) struct ReplaceArgs {
     json: bool,
 }
 
+/// `stablefs attach`.
+#[derive(Debug, Args)]
+pub(crate) struct AttachArgs {
+    /// Mount point
+    mountpoint: PathBuf,
+    /// Place of the new replica
+    new: PathBuf,
+    /// Overwrite what is there
+    #[arg(long, short)]
+    force: bool,
+    /// Tell the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `stablefs detach`.
+#[derive(Debug, Args)]
+pub(crate) struct DetachArgs {
+    /// Mount point
+    mountpoint: PathBuf,
+    /// Path or number of the replica, as status tells it
+    replica: String,
+    /// Tell the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// `stablefs online`.
 #[derive(Debug, Args)]
 pub(crate) struct OnlineArgs {
@@ -300,6 +331,8 @@ pub fn run(words: Vec<OsString>) -> u8 {
         Command::Status(args) => status::status(&args),
         Command::Events(args) => told(events::events(&args)),
         Command::Replace(args) => told(task::replace(&args)),
+        Command::Attach(args) => told(task::attach(&args)),
+        Command::Detach(args) => told(task::detach(&args)),
         Command::Online(args) => told(task::online(&args)),
         Command::Offline(args) => told(task::offline(&args)),
         Command::Scrub(args) => told(task::scrub(&args)),

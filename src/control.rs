@@ -56,6 +56,18 @@ pub enum Request {
         /// Path of the new one; may be the same.
         new: String,
     },
+    /// Attach one more replica.
+    Attach {
+        /// Path of its place.
+        new: String,
+        /// Whatever stands there.
+        force: bool,
+    },
+    /// Detach a replica for ever.
+    Detach {
+        /// Path or number of the replica.
+        replica: String,
+    },
     /// Send a replica away.
     Offline {
         /// Path or number of the replica.

@@ -19,6 +19,7 @@ pub use backing::{Backing, BackingFacts, BackingKind, Done, Facts, Op, Ticket};
 pub use buffer::{Buf, Slice};
 pub use file::{CreateOptions, Inspection, Mode, OpenError, inspect, open};
 pub use mirror::{
+    Left,
     Combination, Damage, Happened, Members, Mirror, Proof, Recipe, ReplicaCounters, ReplicaHealth, ReplicaState, What,
 };
 

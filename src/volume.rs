@@ -8,6 +8,7 @@ pub mod availability;
 pub mod away;
 pub mod events;
 pub mod fsck;
+pub mod members;
 pub mod replace;
 pub mod scrub;
 pub mod status;
@@ -15,7 +16,7 @@ pub mod witness;
 
 use crate::disk::backing::{Backing, BackingKind};
 use crate::disk::file::{self, CreateOptions, Inspection, Mode};
-use crate::disk::{Mirror, ReplicaState};
+use crate::disk::{Mirror, ReplicaHealth, ReplicaState};
 use crate::format::{BLOCK, Geometry, Label, REPLICAS_MAX, REPLICAS_MIN};
 use crate::fs::Filesystem;
 use crate::store::commit::Force;
@@ -293,12 +294,15 @@ pub fn open_paths(paths: &[PathBuf], mode: Mode) -> Result<(Vec<Present>, Vec<(S
 
 /// Open the store of `present` and recover, where this host has `seen` a state of it. `open` must hold.
 pub(crate) fn open_store(
-    present: Vec<Present>,
+    mut present: Vec<Present>,
     open: OpenStore,
     seen: Option<Witness>,
     accept_stale: bool,
     world: Arc<dyn World>,
 ) -> Result<(Store, Report), StoreError> {
+    if accept_stale {
+        recover::believe_older(&mut present)?;
+    }
     let choice = recover::choose(&present)?;
     if let Some(seen) = seen.as_ref().filter(|_| !accept_stale) {
         let here: Vec<_> = present.iter().map(|p| p.found.label.replica).collect();
@@ -395,7 +399,7 @@ impl Volume {
 
     /// Write down where the replicas in sync stand.
     fn note_places(&self) {
-        let health = self.mirror.health();
+        let health: Vec<_> = self.mirror.health().into_iter().filter(ReplicaHealth::is_member).collect();
         let members: Vec<_> = health.iter().map(|h| h.name.uuid).collect();
         let in_sync = health.into_iter().filter(|h| h.state == ReplicaState::InSync);
         let here: Vec<_> = in_sync.map(|h| (h.name.uuid, h.name.path)).collect();

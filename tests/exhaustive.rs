@@ -152,6 +152,19 @@ fn replace_scrub_and_repair_cut_everywhere_end_in_the_same_state() {
 }
 
 #[test]
+fn attach_and_detach_cut_everywhere_end_in_the_same_state() {
+    // SEMANTICS: MEM-1, MEM-2
+    cut_all(
+        "attach and detach",
+        &procedure::memberships().unwrap(),
+        &[
+            ("a procedure was cut", |sum| sum.cuts > 0 && sum.recoveries > 0),
+            ("one was cut again", |sum| sum.recoveries_cut > 0),
+        ],
+    );
+}
+
+#[test]
 fn any_one_request_of_one_disk_may_fail() {
     let seeds = if scale() == Scale::All { 1..12 } else { 1..5 };
     let (from, step) = if scale() == Scale::Part { (seed() as u32 % 40, 40) } else { (0, 1) };

@@ -3,7 +3,7 @@
 //! *Guarantees*: interrupting the command does not stop the work. *Assumes*: nothing. *Fails when*: one line.
 //! *Order*: none. *Not here*: the work.
 
-use super::{OfflineArgs, OnlineArgs, ReplaceArgs, ScrubArgs, status, talk};
+use super::{AttachArgs, DetachArgs, OfflineArgs, OnlineArgs, ReplaceArgs, ScrubArgs, status, talk};
 use crate::control::{Request, ScrubAction};
 use crate::daemon::absolute;
 use crate::daemon::report::shell_word;
@@ -115,11 +115,38 @@ pub(super) fn replace(args: &ReplaceArgs) -> Result<(), String> {
     let new = absolute(&args.new)?;
     let new = new.to_str().ok_or_else(|| format!("{}: the path is not UTF-8", new.display()))?.to_owned();
     let result = talk::ask(&args.mountpoint, &Request::Replace { old, new })?;
+    tell_filled(&result, &args.mountpoint, args.json)
+}
+
+/// Attach one more replica.
+pub(super) fn attach(args: &AttachArgs) -> Result<(), String> {
+    let new = absolute(&args.new)?;
+    let new = new.to_str().ok_or_else(|| format!("{}: the path is not UTF-8", new.display()))?.to_owned();
+    let place = shell_word(&new);
+    let result = talk::ask(&args.mountpoint, &Request::Attach { new, force: args.force })?;
+    tell_filled(&result, &args.mountpoint, args.json)?;
+    if !args.json {
+        println!("name it at the next mount, beside the others: {place}");
+    }
+    Ok(())
+}
+
+fn tell_filled(result: &Value, mountpoint: &std::path::Path, as_json: bool) -> Result<(), String> {
+    if as_json {
+        return print_json(result);
+    }
+    print_result(result);
+    println!("see the state: stablefs status {}", shell_word(&mountpoint.to_string_lossy()));
+    Ok(())
+}
+
+/// Detach a replica.
+pub(super) fn detach(args: &DetachArgs) -> Result<(), String> {
+    let result = talk::ask(&args.mountpoint, &Request::Detach { replica: replica(&args.replica)? })?;
     if args.json {
         return print_json(&result);
     }
     print_result(&result);
-    println!("see the state: stablefs status {}", shell_word(&args.mountpoint.to_string_lossy()));
     Ok(())
 }
 

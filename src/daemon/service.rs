@@ -120,13 +120,33 @@ impl Service {
         }
     }
 
-    fn replace(&self, old: String, new: String, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<Value, String> {
-        if device_of(Path::new(&new)) == Some(self.mounted.device) {
+    /// Nobody holds itself.
+    fn is_elsewhere(&self, new: &str) -> Result<(), String> {
+        if device_of(Path::new(new)) == Some(self.mounted.device) {
             return Err(format!(
                 "{new} lies in the volume that it is to hold, at {}; choose another place",
                 self.mount.path
             ));
         }
+        Ok(())
+    }
+
+    fn attach(&self, new: String, force: bool, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<Value, String> {
+        self.is_elsewhere(&new)?;
+        let volume = self.volume.clone();
+        let work: Work =
+            Box::new(move |tell| super::work::attach(volume.read().as_ref().ok_or(ENDING)?, &new, force, tell));
+        self.begin("attach", work)?.follow(progress)
+    }
+
+    fn detach(&self, replica: &str) -> Result<Value, String> {
+        let volume = self.volume.read();
+        let report = volume.as_ref().ok_or(ENDING)?.detach(replica).map_err(|error| error.to_string())?;
+        serde_json::to_value(report).map_err(|error| error.to_string())
+    }
+
+    fn replace(&self, old: String, new: String, progress: &mut dyn FnMut(&Progress) -> bool) -> Result<Value, String> {
+        self.is_elsewhere(&new)?;
         let volume = self.volume.clone();
         let work: Work =
             Box::new(move |tell| super::work::replace(volume.read().as_ref().ok_or(ENDING)?, &old, &new, tell));
@@ -208,6 +228,8 @@ impl Control for Service {
             Request::Sync {} => self.sync(),
             Request::Scrub { action } => self.scrub(action, progress),
             Request::Replace { old, new } => self.replace(old, new, progress),
+            Request::Attach { new, force } => self.attach(new, force, progress),
+            Request::Detach { replica } => self.detach(&replica),
             Request::Offline { replica, temporary } => self.offline(&replica, temporary),
             Request::Online { replica } => self.online(&replica, progress),
             Request::Umount { lazy, mount } => self.umount(lazy, mount),

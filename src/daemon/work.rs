@@ -27,6 +27,20 @@ pub fn replace(volume: &Volume, old: &str, new: &str, tell: &mut dyn FnMut(Progr
     serde_json::to_value(report.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
 }
 
+/// Attach one more replica at `new`.
+///
+/// # Errors
+/// As the volume's attach.
+pub fn attach(
+    volume: &Volume,
+    new: &str,
+    force: bool,
+    tell: &mut dyn FnMut(Progress) -> bool,
+) -> Result<Value, String> {
+    let report = volume.attach(Path::new(new), force, &mut |progress| tell(progress.clone()));
+    serde_json::to_value(report.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
+}
+
 /// Bring back a replica whose place answers.
 ///
 /// # Errors

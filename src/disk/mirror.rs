@@ -20,12 +20,14 @@
 //! | (none) | Returning | `attach`: as above, in a further slot, beside replicas that all are in sync |
 //! | Returning | InSync | `join`, or `take_over` in the slot of another one |
 //! | Returning | Out | as InSync |
+//! | any but the last InSync | Detached | `leave`: nobody's slot, until `settle` moves an attached replica there |
 //!
 //! Each of these is told to a listener (`happened`).
 
 mod batch;
 mod combine;
 mod happened;
+mod membership;
 mod read;
 mod repair;
 mod slot;
@@ -33,6 +35,7 @@ mod write;
 
 pub use combine::{CANDIDATES_MAX, Combination, Recipe};
 pub use happened::{Happened, LOST_MAX, WAITING_MAX, What};
+pub use membership::Left;
 pub use repair::{Damage, Proof};
 pub use slot::{ReplicaCounters, ReplicaHealth, ReplicaState};
 
@@ -262,68 +265,6 @@ impl Mirror {
         }
     }
 
-    /// A further slot with this backing, which takes all new writes and serves no reads: the place of a replica that
-    /// is still in sync is about to change. No root names it. Waits for writes that began without it.
-    ///
-    /// # Panics
-    /// If there is such a slot already: our bug.
-    pub fn attach(&self, name: ReplicaName, backing: Arc<dyn Backing>) -> usize {
-        let _alone = self.gate.write();
-        let mut table = self.table.write();
-        let slot = table.rows.len();
-        assert!(slot < self.counted.len(), "one replica is attached at a time");
-        self.counted[slot].reset();
-        table.generation += 1;
-        log::info!("replica {slot} ({}) is attached and returning", name.path);
-        let row = Row::new(name, Some(backing), ReplicaState::Returning, wall_ns(), "");
-        self.events.tell(Happened::moved(slot, &row, None, "attached, it is brought up to date"));
-        table.rows.push(row);
-        slot
-    }
-
-    /// The attached replica has been proven to hold everything: it takes the place of `replica`, in sync, and its own
-    /// slot is gone. Returns the backing that was there, which takes no more requests of ours. `None`: the attached
-    /// replica went out meanwhile; nothing has changed.
-    ///
-    /// # Panics
-    /// If `attached` is not the last slot: our bug.
-    pub fn take_over(&self, attached: usize, replica: usize) -> Option<Option<Arc<dyn Backing>>> {
-        let _alone = self.gate.write();
-        let mut table = self.table.write();
-        assert!(attached + 1 == table.rows.len() && replica < attached, "the attached slot is the last one");
-        if table.rows[attached].state != ReplicaState::Returning {
-            return None;
-        }
-        let mut new = table.rows.pop().expect("just looked at");
-        new.enter(ReplicaState::InSync, "");
-        table.generation += 1;
-        log::info!("replica {replica}: {} takes the place of {}", new.name.path, table.rows[replica].name.path);
-        self.counted[replica].reset();
-        let place = new.name.path.clone();
-        let old = std::mem::replace(&mut table.rows[replica], new);
-        let row = &mut table.rows[replica];
-        self.events.tell(Happened::left(replica, &old, &format!("replaced by {place}")));
-        let was = Some(ReplicaState::Returning);
-        self.events.tell(Happened::moved(replica, row, was, "proven to hold everything"));
-        row.released = old.released;
-        Some(old.backing)
-    }
-
-    /// Give up an attached replica. False: it has taken its place already.
-    pub fn detach(&self, attached: usize) -> bool {
-        let _alone = self.gate.write();
-        let mut table = self.table.write();
-        if attached + 1 != table.rows.len() {
-            return false;
-        }
-        table.generation += 1;
-        if let Some(row) = table.rows.pop() {
-            self.events.tell(Happened::left(attached, &row, "given up"));
-            row.all_backings().for_each(|backing| backing.close());
-        }
-        true
-    }
-
     /// Close all backings and wait up to `patience` until their locks are released. Returns the paths of those
     /// that still hang.
     pub fn close(&self, patience: Duration) -> Vec<String> {
@@ -439,7 +380,7 @@ impl Mirror {
         match was {
             ReplicaState::InSync if last => return Leaving::Last,
             ReplicaState::InSync | ReplicaState::Returning => {}
-            ReplicaState::Out | ReplicaState::Missing => return Leaving::Out,
+            ReplicaState::Out | ReplicaState::Missing | ReplicaState::Detached => return Leaving::Out,
         }
         table.generation += 1;
         let row = &mut table.rows[replica];

@@ -63,6 +63,8 @@ pub enum MemberState {
     Out = 2,
     /// Is being brought up to date; serves nothing unproven.
     Returning = 3,
+    /// Was a member, and never is again; its place among the members is free for another replica.
+    Detached = 4,
 }
 
 /// A replica of the volume.
@@ -84,6 +86,22 @@ pub struct Member {
     pub synced_txg: Txg,
     /// Version of the last root that called it in sync; 0: not known.
     pub synced_version: u64,
+}
+
+impl Member {
+    /// One that is new, and holds nothing yet.
+    pub fn new(replica: Uuid, version: u64, now_ns: u64) -> Member {
+        Member {
+            replica,
+            state: MemberState::Out,
+            role: 1,
+            since_version: version,
+            since_ns: now_ns,
+            offline: false,
+            synced_txg: 0,
+            synced_version: 0,
+        }
+    }
 }
 
 /// A stretch of history.
@@ -141,7 +159,7 @@ pub struct Root {
     pub backed: u64,
     /// No zone below this one lacks space below.
     pub grow_zone: u64,
-    /// Replicas, 1 to 4.
+    /// Replicas, 1 to 4, by slot; slots of those that were detached are kept, so that nobody's slot ever changes.
     pub members: Vec<Member>,
     /// Chain of epochs, oldest first; never empty.
     pub chain: Vec<Epoch>,
@@ -310,6 +328,7 @@ fn decode_members(bytes: &[u8], count: usize) -> Result<Vec<Member>, Corrupt> {
             1 => MemberState::InSync,
             2 => MemberState::Out,
             3 => MemberState::Returning,
+            4 => MemberState::Detached,
             _ => return reject(WHAT, "has members in known states"),
         };
         require((1..=3).contains(&bytes[at + 17]), WHAT, "has members in known roles")?;
@@ -329,6 +348,7 @@ fn decode_members(bytes: &[u8], count: usize) -> Result<Vec<Member>, Corrupt> {
             synced_version: le64(bytes, at + 48),
         });
     }
+    require(members.iter().any(|m| m.state != MemberState::Detached), WHAT, "has a member that is not detached")?;
     Ok(members)
 }
 

@@ -12,10 +12,10 @@
 
 use super::commit::RootState;
 use super::{Store, StoreError};
-use crate::disk::Mirror;
 use crate::disk::buffer::{Buf, Slice};
+use crate::disk::{Left, Mirror, ReplicaState};
 use crate::format::geometry::ROOT_SLOTS;
-use crate::format::{Member, MemberState, Root, Txg};
+use crate::format::{Member, MemberState, REPLICAS_MAX, Root, Txg};
 
 /// Called with a root that names fewer replicas, before anything is acknowledged without them.
 pub type ShrinkHook = Box<dyn Fn(&Root) + Send + Sync>;
@@ -104,6 +104,35 @@ impl Store {
         Ok(())
     }
 
+    /// The attached replica, which has been proven, becomes a member: a durable root calls it returning, so that no mount
+    /// without it can miss that it may have got the next one, which calls it in sync. Gives its slot; `None`: it went out.
+    pub(crate) fn name_attached(&self, attached: usize) -> Result<Option<usize>, StoreError> {
+        self.change_root(|mirror, root| {
+            let (slot, replica) = mirror.settle(attached)?;
+            if slot == root.members.len() {
+                root.members.push(Member::new(replica, root.version, root.time_ns));
+            }
+            Some(slot)
+        })
+    }
+
+    /// Whether the newest root names whoever is in `slot`.
+    pub(crate) fn is_member(&self, slot: usize) -> bool {
+        let here = self.mirror.health().into_iter().nth(slot);
+        here.is_some_and(|h| self.newest_root().1.members.get(slot).is_some_and(|m| m.replica == h.name.uuid))
+    }
+
+    /// Whether one more replica can be attached.
+    pub(crate) fn has_free_slot(&self) -> bool {
+        let members = self.newest_root().1.members;
+        members.len() < REPLICAS_MAX || members.iter().any(|m| m.state == MemberState::Detached)
+    }
+
+    /// The replica in `slot` is a member no more, for ever. Durable.
+    pub(crate) fn detach(&self, slot: usize, cause: &str) -> Result<Left, StoreError> {
+        self.change_root(|mirror, _| mirror.leave(slot, cause))
+    }
+
     /// Write `root` with the next version and the present members, until that is the truth.
     pub(crate) fn write_root(&self, state: &mut RootState, mut root: Root) -> Result<(), StoreError> {
         // A replica can fail at most once each; one more round to write the truth, and one to spare.
@@ -125,8 +154,7 @@ impl Store {
             let block = Slice::whole(Buf::from_slice(&bytes));
             // Whatever becomes of it, this slot may hold this version from now on.
             state.slots[slot] = Some(root.version);
-            self.mirror.write(vec![(Root::addr(slot), block)])?;
-            self.mirror.flush()?;
+            self.mirror.write_root(Root::addr(slot), block)?;
             state.root = root.clone();
             state.newest_slot = slot;
             state.generation = members.generation;
@@ -142,32 +170,20 @@ impl Store {
         let version = root.version;
         let mut shrunk = false;
         let health = self.mirror.health();
-        let returning: Vec<bool> = health.iter().map(|h| h.state == crate::disk::ReplicaState::Returning).collect();
         // The mirror knows who is in a slot: a change that did not come about renames nobody.
         for (member, held) in root.members.iter_mut().zip(&health) {
             if member.replica != held.name.uuid {
                 // The one that leaves must be recognised as left behind.
                 shrunk |= member.state == MemberState::InSync;
-                let replica = held.name.uuid;
-                *member = Member {
-                    replica,
-                    state: MemberState::Out,
-                    role: 1,
-                    offline: false,
-                    since_version: version,
-                    since_ns: now,
-                    synced_txg: 0,
-                    synced_version: 0,
-                };
+                *member = Member::new(held.name.uuid, version, now);
             }
         }
         for (slot, member) in root.members.iter_mut().enumerate() {
-            let new = if in_sync >> slot & 1 == 1 {
-                MemberState::InSync
-            } else if returning.get(slot) == Some(&true) {
-                MemberState::Returning
-            } else {
-                MemberState::Out
+            let new = match health.get(slot).map(|h| h.state) {
+                _ if in_sync >> slot & 1 == 1 => MemberState::InSync,
+                Some(ReplicaState::Returning) => MemberState::Returning,
+                Some(ReplicaState::Detached) => MemberState::Detached,
+                _ => MemberState::Out,
             };
             if new != member.state {
                 // Before a root was written that calls it in sync, everything that this one reaches was flushed on it.
@@ -181,6 +197,7 @@ impl Store {
                     }
                     _ => {}
                 }
+                member.offline &= new != MemberState::Detached;
                 shrunk |= member.state == MemberState::InSync;
                 member.state = new;
                 member.since_version = version;

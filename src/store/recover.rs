@@ -46,6 +46,19 @@ pub struct Found {
     pub damaged: Vec<usize>,
     /// Of those: slots that could not be read, and may hold anything.
     pub unreadable: Vec<usize>,
+    /// Slots with roots that a person said are not to count, and their versions.
+    pub given_up: Vec<(usize, u64)>,
+}
+
+impl Found {
+    /// Slot of the newest root that calls this replica in sync.
+    pub fn last_in_sync(&self) -> Option<usize> {
+        self.roots.iter().find(|(_, root)| self.is_called_in_sync(root)).map(|(slot, _)| *slot)
+    }
+
+    fn is_called_in_sync(&self, root: &Root) -> bool {
+        root.members.iter().any(|m| m.replica == self.label.replica && m.state == MemberState::InSync)
+    }
 }
 
 /// A replica that is there.
@@ -133,7 +146,7 @@ pub fn examine(backing: &dyn Backing, wait: Duration) -> Result<Found, String> {
         }
     }
     let Some(label) = label else { return Err(why) };
-    let mut found = Found { label, roots: Vec::new(), damaged: Vec::new(), unreadable: Vec::new() };
+    let mut found = Found { label, roots: Vec::new(), damaged: Vec::new(), unreadable: Vec::new(), given_up: Vec::new() };
     for (slot, block) in read_slots(backing, wait).into_iter().enumerate() {
         let Some(block) = block else {
             found.damaged.push(slot);
@@ -254,8 +267,9 @@ fn judge(present: &[Present], root: Root, slot: usize) -> Choice {
     let mut slots: [Option<u64>; ROOT_SLOTS] = [None; ROOT_SLOTS];
     let mut missing = 0;
     for member in &root.members {
+        let is_detached = member.state == MemberState::Detached;
         let at = present.iter().position(|p| p.found.label.replica == member.replica);
-        let Some(index) = at else {
+        let Some(index) = at.filter(|_| !is_detached) else {
             missing += usize::from(member.state == MemberState::InSync);
             members.push((None, false));
             continue;
@@ -267,6 +281,7 @@ fn judge(present: &[Present], root: Root, slot: usize) -> Choice {
         let why = match member.state {
             MemberState::Out => Some(format!("it was left behind at root {}", member.since_version)),
             MemberState::Returning => Some("its return was not finished".to_owned()),
+            MemberState::Detached => None, // is not here
             MemberState::InSync if is_old => {
                 missing += 1;
                 Some(format!("it is an old copy: its newest root is {newest}, the volume is at {}", root.version))
@@ -274,22 +289,50 @@ fn judge(present: &[Present], root: Root, slot: usize) -> Choice {
             MemberState::InSync => None,
         };
         if why.is_none() {
-            for (slot, found) in &replica.found.roots {
-                slots[*slot] = slots[*slot].max(Some(found.version));
+            let versions = replica.found.roots.iter().map(|(slot, found)| (*slot, found.version));
+            for (slot, version) in versions.chain(replica.found.given_up.iter().copied()) {
+                slots[slot] = slots[slot].max(Some(version));
             }
         }
         members.push((Some(index), why.is_none()));
         behind.extend(why.map(|why| (replica.path.clone(), why)));
     }
     for replica in present {
-        if root.members.iter().all(|m| m.replica != replica.found.label.replica) {
-            behind.push((replica.path.clone(), "it was replaced by another replica".to_owned()));
-        }
+        behind.extend(why_no_member(&root, &replica.found.label).map(|why| (replica.path.clone(), why)));
     }
     let mut damaged = [false; ROOT_SLOTS];
     present.iter().flat_map(|p| &p.found.damaged).for_each(|slot| damaged[*slot] = true);
     let may_be_newer = (0..ROOT_SLOTS).any(|slot| damaged[slot] && slots[slot].is_none());
     Choice { root, slot, members, slots, damaged, behind, missing, may_be_newer }
+}
+
+/// Why the replica with this label is no member of the volume, if it is none.
+fn why_no_member(root: &Root, label: &Label) -> Option<String> {
+    match root.members.iter().find(|m| m.replica == label.replica) {
+        Some(member) if member.state == MemberState::Detached => Some(format!(
+            "it was detached at root {} of {}, and is no replica of the volume any more",
+            member.since_version,
+            when(member.since_ns)
+        )),
+        Some(_) => None,
+        None => Some("it is no replica of the volume any more (replaced or detached), or was never filled".to_owned()),
+    }
+}
+
+/// A person wants what replicas held when they were in sync last, although the newest root on them says that they are not.
+/// That root does not count then. Nothing changes where anybody is in sync, or nobody ever was.
+pub(crate) fn believe_older(present: &mut [Present]) -> Result<(), StoreError> {
+    let was_in_sync = present.iter().all(|one| one.found.last_in_sync().is_some());
+    if choose(present)?.members.iter().any(|(_, in_sync)| *in_sync) || !was_in_sync {
+        return Ok(());
+    }
+    for Present { found, .. } in present {
+        let roots = std::mem::take(&mut found.roots);
+        let (own, others) = roots.into_iter().partition(|(_, root)| found.is_called_in_sync(root));
+        found.roots = own;
+        found.given_up = others.into_iter().map(|(slot, root): (usize, Root)| (slot, root.version)).collect();
+    }
+    Ok(())
 }
 
 fn list(present: &[Present]) -> String {
@@ -307,7 +350,9 @@ pub fn open(present: Vec<Present>, options: OpenStore, world: Arc<dyn World>) ->
     let alive = choice.members.iter().filter(|(_, in_sync)| *in_sync).count();
     if alive == 0 {
         let behind = choice.behind.iter().map(|(p, w)| format!("{p}: {w}")).collect::<Vec<_>>().join("; ");
-        return Err(StoreError::Refused(format!("no replica that was in sync is there ({behind}): give its twin")));
+        return Err(StoreError::Refused(format!(
+            "no replica that was in sync is there ({behind}): give its twin; if one was detached or replaced,              `-o degraded,accept_stale` mounts what it held then, apart from the others for ever"
+        )));
     }
     if choice.missing > 0 && !options.degraded {
         let behind: String = choice.behind.iter().map(|(p, w)| format!(" {p}: {w};")).collect();
@@ -333,6 +378,8 @@ pub fn open(present: Vec<Present>, options: OpenStore, world: Arc<dyn World>) ->
         .collect();
     let mirror =
         Arc::new(Mirror::new(VolumeSeed::new(label.volume), label.geometry.clone(), replicas, options.deadline));
+    let members = choice.root.members.iter().enumerate();
+    members.filter(|(_, m)| m.state == MemberState::Detached).for_each(|(slot, _)| mirror.leave_free(slot));
     let report = Report {
         behind: choice.behind.clone(),
         missing: choice.missing,

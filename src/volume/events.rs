@@ -13,7 +13,7 @@
 use super::Volume;
 use super::availability::{self, Availability, Now};
 use super::scrub::ScrubReport;
-use crate::disk::{Happened, Mirror, ReplicaState, What};
+use crate::disk::{Happened, Mirror, ReplicaHealth, ReplicaState, What};
 use crate::format::event::{EVENT_SEQUENCE_END, EVENTS_MAX, Event, EventKind, EventState, decode, event_key};
 use crate::format::{ItemKind, Key, ORPHANS, Uuid};
 use crate::store::{Need, Store, StoreError, check};
@@ -141,6 +141,7 @@ fn state_of(state: ReplicaState) -> EventState {
         ReplicaState::Out => EventState::Out,
         ReplicaState::Missing => EventState::Missing,
         ReplicaState::Returning => EventState::Returning,
+        ReplicaState::Detached => EventState::Absent,
     }
 }
 
@@ -256,7 +257,7 @@ impl Work {
         let mut states = Vec::new();
         let recorded = self.last_states();
         let is_cut = self.is_cut();
-        for one in &health {
+        for one in health.iter().filter(|one| one.is_member()) {
             let moved = happened.iter().find(|h| {
                 h.what == What::State && h.replica.as_ref().is_some_and(|(_, name)| name.uuid == one.name.uuid)
             });
@@ -504,6 +505,7 @@ impl Volume {
         let health = self.mirror.health();
         let now: Vec<Now> = health
             .into_iter()
+            .filter(ReplicaHealth::is_member)
             .map(|h| Now { replica: h.name.uuid, path: h.name.path, state: state_of(h.state) })
             .collect();
         let ring = recorder.shared.ring.lock();

@@ -138,7 +138,7 @@ fn judge_absent(
     let choice = recover::choose(present)?;
     let mut away: Vec<(Uuid, MemberState)> = Vec::new();
     for (member, (index, _)) in choice.root.members.iter().zip(&choice.members) {
-        if index.is_none() {
+        if index.is_none() && member.state != MemberState::Detached {
             away.push((member.replica, member.state));
         }
     }

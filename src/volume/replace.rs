@@ -1,4 +1,4 @@
-//! Replace: bring an empty place, or a replica that was left behind, up to everything the volume holds, on the live mount.
+//! Replace and attach: bring an empty place, or a replica that was left behind, up to everything the volume holds, on the live mount.
 //!
 //! *Guarantees*: the new replica is called in sync only after every reachable block on it was read from its medium and
 //! proven. Until then the others serve everything; a replica that is in sync stays so until the new one takes its place
@@ -20,9 +20,9 @@ use super::scrub::{Pace, blocks_in_use};
 use crate::control::Progress;
 use crate::disk::backing::{Backing, BackingKind, Done, Op};
 use crate::disk::buffer::{Buf, Slice};
-use crate::disk::{DiskError, Mirror, Proof, ReplicaHealth, ReplicaName, ReplicaState};
-use crate::format::geometry::SPACE_AT;
-use crate::format::{Addr, BLOCK, Geometry, Root, Txg};
+use crate::disk::{DiskError, Left, Mirror, Proof, ReplicaHealth, ReplicaName, ReplicaState};
+use crate::format::geometry::{ROOT_SLOTS, SPACE_AT};
+use crate::format::{Addr, BLOCK, Geometry, REPLICAS_MAX, Root, Txg};
 use crate::store::commit::Force;
 use crate::store::walk::fixed::FixedProof;
 use crate::store::walk::{Part, Piece, Sink};
@@ -81,6 +81,8 @@ pub enum Place {
     Free(usize),
     /// Of one that is in sync and stays so meanwhile.
     Taken(usize),
+    /// Nobody's: it is attached beside the others.
+    New,
 }
 
 fn refused(text: String) -> StoreError {
@@ -102,6 +104,11 @@ pub(crate) fn nothing_hangs(store: &Store, name: &ReplicaName) -> Result<(), Sto
         None => Ok(()),
         Some(old) => Err(hanging(old)),
     }
+}
+
+/// Said where there is no slot for one more.
+pub(in crate::volume) fn full_up() -> String {
+    format!("the volume has {REPLICAS_MAX} replicas and can have no more: replace one, or detach one first")
 }
 
 fn hanging(old: &ReplicaHealth) -> StoreError {
@@ -155,6 +162,10 @@ pub fn resync(
         backing.close();
         return Err(error);
     }
+    if place == Place::New && !store.has_free_slot() {
+        backing.close();
+        return Err(refused(full_up()));
+    }
     if let Err(why) = blank(&*backing, &store.label().geometry) {
         backing.close();
         return Err(refused(format!("{path}: {why}")));
@@ -164,15 +175,14 @@ pub fn resync(
             store.change_members(|mirror| mirror.start_returning(slot, name, backing))?;
             slot
         }
-        Place::Taken(_) => store.mirror().attach(name, backing),
+        Place::Taken(_) | Place::New => store.mirror().attach(name, backing),
     };
     let mut resync = Resync::new(store, slot, path, progress);
-    let done = resync.bring_up().and_then(|rounds| resync.join(place).map(|()| rounds));
-    let report = match done {
-        Ok(rounds) => resync.report(rounds),
-        Err(why) => return Err(give_up(store, place, slot, &resync.path, &why)),
+    let done = resync.bring_up().and_then(|rounds| resync.join(place).map(|now| (rounds, now)));
+    let (report, now) = match done {
+        Ok((rounds, now)) => (resync.report(rounds), now),
+        Err(why) => return Err(give_up(store, place, resync.slot, &resync.path, &why)),
     };
-    let (Place::Free(now) | Place::Taken(now)) = place;
     stays_in(store, now, &report.new)?;
     Ok(report)
 }
@@ -198,9 +208,22 @@ fn give_up(store: &Store, place: Place, slot: usize, path: &str, why: &str) -> S
         }
         // No commit names the replicas while the slot goes.
         Place::Taken(_) => store.with_commits_held(|_| store.mirror().detach(slot)),
+        // A root may name it already: a cut then leaves a member that returns by itself. Here it is none again.
+        Place::New => store.with_commits_held(|_| match store.is_member(slot) {
+            true => {
+                store.mirror().set_out(slot, why);
+                matches!(store.detach(slot, "its attach was not finished"), Ok(Left::Gone(_)))
+            }
+            false => store.mirror().detach(slot),
+        }),
     };
     if let Err(error) = store.declare_members() {
         store.fail(&error);
+    }
+    if place == Place::New && apart {
+        return refused(format!(
+            "{path}: {why}. It is not a replica; the others are as they were: mend it or choose another place, and attach again"
+        ));
     }
     if !apart {
         return refused(format!("{path}: {why}, when it had just taken its place: it is out; replace it"));
@@ -208,6 +231,14 @@ fn give_up(store: &Store, place: Place, slot: usize, path: &str, why: &str) -> S
     refused(format!(
         "{path}: {why}. It is not a replica; the others are as they were: mend it or choose another place, and replace again"
     ))
+}
+
+/// The newest root on a replica that is none any more, so that it says so of itself; not over the root in slot `but`.
+pub(in crate::volume) fn tell(store: &Store, old: &dyn Backing, but: Option<usize>) -> Result<(), String> {
+    let (slot, root) = store.newest_root();
+    let slot = if but == Some(slot) { (slot + 1) % ROOT_SLOTS } else { slot };
+    let data = vec![Slice::whole(Buf::from_slice(&root.encode(slot)))];
+    ask(old, Op::Write { addr: Root::addr(slot), data }).and_then(|_| ask(old, Op::Flush)).map(drop)
 }
 
 /// What came of the blocks of one piece, or of a whole walk.
@@ -387,8 +418,8 @@ impl<'a> Resync<'a> {
         Ok(())
     }
 
-    /// Labels, and the root that calls it in sync.
-    fn join(&mut self, place: Place) -> Result<(), String> {
+    /// Labels, and the root that calls it in sync. Gives its slot.
+    fn join(&mut self, place: Place) -> Result<usize, String> {
         let store = self.store;
         let slot = self.slot;
         let old = store.with_commits_held(|_| {
@@ -405,26 +436,25 @@ impl<'a> Resync<'a> {
                     let taken = store.change_members(|mirror| mirror.take_over(slot, old));
                     taken.map_err(say)?.ok_or_else(|| self.why_out())
                 }
+                Place::New => {
+                    let named = store.name_attached(slot).map_err(say)?.ok_or_else(|| self.why_out())?;
+                    self.slot = named;
+                    store.change_members(|mirror| mirror.join(named)).map_err(say)?;
+                    Ok(None)
+                }
             }
         })?;
-        let now = if let Place::Taken(old) = place { old } else { slot };
+        let now = if let Place::Taken(old) = place { old } else { self.slot };
         if !self.mirror().members().contains(now) {
             return Err(self.why_out());
         }
         if let Some(old) = old {
-            self.tell(&*old);
+            if let Err(why) = tell(self.store, &*old, None) {
+                ::log::warn!("the replica that was replaced could not be told: {why}");
+            }
             old.close();
         }
-        Ok(())
-    }
-
-    /// Best effort: the newest root on the replica that was replaced, so that it says of itself that it was.
-    fn tell(&self, old: &dyn Backing) {
-        let (slot, root) = self.store.newest_root();
-        let data = vec![Slice::whole(Buf::from_slice(&root.encode(slot)))];
-        if let Err(why) = ask(old, Op::Write { addr: Root::addr(slot), data }).and_then(|_| ask(old, Op::Flush)) {
-            ::log::warn!("the replica that was replaced could not be told: {why}");
-        }
+        Ok(now)
     }
 
     fn why_out(&self) -> String {

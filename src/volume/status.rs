@@ -5,7 +5,7 @@
 
 use super::Volume;
 use super::availability::Availability;
-use crate::disk::ReplicaState;
+use crate::disk::{ReplicaHealth, ReplicaState};
 use crate::disk::backing::BackingKind;
 use serde::{Deserialize, Serialize};
 
@@ -101,8 +101,8 @@ impl Volume {
     /// State of the volume, from memory.
     pub fn status(&self) -> Status {
         let grows = self.label.grows;
-        let replicas: Vec<ReplicaStatus> =
-            self.mirror.health().into_iter().map(|health| replica(health, grows)).collect();
+        let health = self.mirror.health().into_iter().filter(ReplicaHealth::is_member);
+        let replicas: Vec<ReplicaStatus> = health.map(|health| replica(health, grows)).collect();
         // Not the root behind its lock: that may wait for a disk.
         let view = self.store.view();
         let root = &view.committed.root;
@@ -157,6 +157,10 @@ impl Volume {
                 )
             };
             return ("degraded".into(), meaning, Some(action));
+        }
+        if replicas.len() == 1 {
+            let meaning = "the volume has one replica only: every block is held once, and nothing can be healed".to_owned();
+            return ("degraded".into(), meaning, Some("stablefs attach MOUNTPOINT NEW".into()));
         }
         let healed: u64 = replicas.iter().map(|r| r.healed).sum();
         let unhealed: u64 = replicas.iter().map(|r| r.heal_failed).sum();

@@ -69,7 +69,7 @@ impl Replay {
             .map(|m| {
                 let state = match m.state {
                     MemberState::InSync => State::InSync,
-                    MemberState::Out => State::Out,
+                    MemberState::Out | MemberState::Detached => State::Out,
                     MemberState::Returning => State::Returning,
                 };
                 (Replay::number(&mut self.replicas, m.replica, fresh), state)

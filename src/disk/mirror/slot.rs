@@ -7,6 +7,7 @@
 //! | what a replica is | where that is known | here it is |
 //! |---|---|---|
 //! | in sync, out, missing, returning | the mirror | a [`ReplicaState`] |
+//! | detached: no replica any more | the root, as long as its slot is free | a slot that is passed over: a [`ReplicaState`] |
 //! | full, read-only | beside the state: `volume::status`, from the room below and the cause | in sync or out |
 //! | slow | nowhere: nothing measures it | in sync, until it misses the deadline |
 //! | behind | at the mount: `store::recover` | out |
@@ -29,6 +30,8 @@ pub enum ReplicaState {
     Missing,
     /// Takes new writes while it is brought up to date; serves no reads.
     Returning,
+    /// Nobody's slot: its replica was detached.
+    Detached,
 }
 
 impl ReplicaState {
@@ -39,6 +42,7 @@ impl ReplicaState {
             ReplicaState::Out => "out",
             ReplicaState::Missing => "missing",
             ReplicaState::Returning => "returning",
+            ReplicaState::Detached => "detached",
         }
     }
     /// Whether it takes writes.
@@ -163,6 +167,13 @@ pub struct ReplicaHealth {
     pub counters: ReplicaCounters,
 }
 
+impl ReplicaHealth {
+    /// Whether it is a replica of the volume, and not only a slot that one has left.
+    pub fn is_member(&self) -> bool {
+        self.state != ReplicaState::Detached
+    }
+}
+
 pub(super) struct Row {
     pub name: ReplicaName,
     pub backing: Option<Arc<dyn Backing>>,
@@ -202,6 +213,15 @@ impl Row {
         self.cause = cause.to_owned();
         self.silent = false;
         self.released.retain(|old| !old.is_closed() || old.in_flight() > 0);
+    }
+
+    /// Nobody is in the slot from now on. Gives the backing; what may still land on it is counted until it is closed.
+    pub fn vacate(&mut self, cause: &str) -> Option<Arc<dyn Backing>> {
+        let backing = self.backing.take();
+        self.released.extend(backing.clone());
+        self.facts = None;
+        self.enter(ReplicaState::Detached, cause);
+        backing
     }
 
     /// Whether it is still the backing of this lane that is in the slot.

@@ -117,6 +117,27 @@ impl Mirror {
         }
     }
 
+    /// Write a root, durably: first to those in sync, then to those that are returning, which must never have one that
+    /// the others lack.
+    pub fn write_root(&self, addr: Addr, block: Slice) -> Result<(), DiskError> {
+        let returning = self.lanes(|state| state == ReplicaState::Returning);
+        if returning.is_empty() {
+            self.write(vec![(addr, block)])?;
+            return self.flush();
+        }
+        let in_sync = |state| state == ReplicaState::InSync;
+        self.on_lanes(in_sync, 1, "a write", &|_| Op::Write { addr, data: vec![block.clone()] })?;
+        // Of these, what the root reaches was flushed before it.
+        self.on_lanes(in_sync, 1, "a flush", &|_| Op::Flush)?;
+        for lane in returning {
+            // One that fails is out: the root that follows says so.
+            if self.write_raw(lane.slot, addr, block.clone()).is_ok() {
+                let _ = self.flush_raw(lane.slot); // it is out then
+            }
+        }
+        self.check_latch()
+    }
+
     /// Unproven blocks of one replica, from the medium.
     pub fn read_raw(&self, replica: usize, addr: Addr, blocks: u32) -> Result<Buf, DiskError> {
         let lane = self.raw_lane(replica)?;
@@ -183,9 +204,20 @@ impl Mirror {
 
     /// Run requests on all replicas that take writes, and draw the consequences.
     fn on_writable(&self, count: usize, what: &str, op: &dyn Fn(usize) -> Op) -> Result<(), DiskError> {
+        self.on_lanes(ReplicaState::takes_writes, count, what, op)
+    }
+
+    /// Run requests on all replicas in these states, of which those in sync are some, and draw the consequences.
+    fn on_lanes(
+        &self,
+        wanted: impl Fn(ReplicaState) -> bool,
+        count: usize,
+        what: &str,
+        op: &dyn Fn(usize) -> Op,
+    ) -> Result<(), DiskError> {
         self.check_latch()?;
         let _open = self.gate.read();
-        let lanes = self.lanes(ReplicaState::takes_writes);
+        let lanes = self.lanes(wanted);
         if !lanes.iter().any(|lane| lane.state == ReplicaState::InSync) {
             return Err(self.latch("none is in sync"));
         }

@@ -1,4 +1,4 @@
-//! Recovery, log replay, replace, scrub and repair, each cut at every write and flush, and run again.
+//! Recovery, log replay, replace, return, attach, detach, scrub and repair, each cut at every write and flush, and run again.
 //!
 //! *Guarantees*: [`cut_everywhere`] proves invariant 7 (after any cut the procedure, run again, ends in the same state) and
 //! invariant 8 (no block has fewer correct copies than before, not even for a moment). *Assumes*: the procedure is
@@ -12,7 +12,7 @@ use crate::disk::ReplicaName;
 use crate::disk::backing::Op as Request;
 use crate::disk::sim::{CrashPlan, Image, Random, SimDisk};
 use crate::format::item::Dirent;
-use crate::format::{Inode, ItemKind, Key, ROOT_INO, Uuid};
+use crate::format::{Inode, ItemKind, Key, MemberState, ROOT_INO, Uuid};
 use crate::simulate::copies::Copies;
 use crate::simulate::driver::Driver;
 use crate::simulate::judge::same;
@@ -24,6 +24,7 @@ use crate::store::space::Class;
 use crate::store::walk::Part;
 use crate::store::{Need, Store};
 use crate::volume::fsck::{self, FsckOptions, FsckReport};
+use crate::volume::members::leave;
 use crate::volume::replace::back::bring_back;
 use crate::volume::replace::{Place, resync};
 use crate::volume::scrub;
@@ -53,6 +54,10 @@ pub enum Procedure {
     ReplaceInSync,
     /// Recovery, then the second disk, which is out, returns with what it missed; a scrub finds nothing.
     Return,
+    /// Recovery, then this disk becomes one more replica, and scrub.
+    Attach(usize),
+    /// Recovery, then the replica of this disk and slot is one no more, and scrub.
+    Detach(usize),
 }
 
 fn text(error: impl std::fmt::Display) -> String {
@@ -88,7 +93,9 @@ impl Procedure {
                 return Ok((Driver::new(store, &ground.power)?.now().clone(), images, tape));
             }
             Procedure::ReplaceOut | Procedure::ReplaceInSync => self.replace(&store, &ground)?,
-            Procedure::Return => Procedure::bring_back(&store, &ground)?,
+            Procedure::Return => Procedure::bring_back(&store, &ground, 1, 1)?,
+            Procedure::Attach(disk) => Procedure::attach(&store, &ground, disk)?,
+            Procedure::Detach(slot) => Procedure::detach(&store, slot)?,
         }
         let images = durable(&ground);
         Ok((Driver::new(store, &ground.power)?.now().clone(), images, tape))
@@ -109,12 +116,41 @@ impl Procedure {
         Procedure::scrub(store)
     }
 
-    fn bring_back(store: &Store, ground: &Ground) -> Result<(), String> {
-        if !store.mirror().members().contains(1) {
-            store.mirror().release(1);
-            let backing = ground.disks[1].reopen();
+    fn attach(store: &Store, ground: &Ground, disk: usize) -> Result<(), String> {
+        let uuid = Uuid([NEW.0[0] + disk as u8; 16]);
+        let members = store.durable_root().members;
+        match members.iter().position(|member| member.replica == uuid) {
+            // It had been proven, and a root had named it: it returns.
+            Some(slot) => return Procedure::bring_back(store, ground, slot, disk),
+            None => {
+                let name = ReplicaName { uuid, path: disk_path(disk) };
+                resync(store, Place::New, name, ground.disks[disk].reopen(), &mut |_| true).map_err(text)?;
+            }
+        }
+        let in_sync = store.mirror().members().count();
+        let wanted = members.iter().filter(|member| member.state == MemberState::InSync).count() + 1;
+        if in_sync != wanted {
+            return Err(format!("{in_sync} replicas are in sync after an attach, not {wanted}"));
+        }
+        Procedure::scrub(store)
+    }
+
+    fn detach(store: &Store, slot: usize) -> Result<(), String> {
+        if store.durable_root().members[slot].state != MemberState::Detached {
+            leave(store, slot).map_err(text)?;
+        }
+        if store.durable_root().members[slot].state != MemberState::Detached || store.mirror().backing(slot).is_some() {
+            return Err("it was detached and is a member".into());
+        }
+        Procedure::scrub(store)
+    }
+
+    fn bring_back(store: &Store, ground: &Ground, slot: usize, disk: usize) -> Result<(), String> {
+        if !store.mirror().members().contains(slot) {
+            store.mirror().release(slot);
+            let backing = ground.disks[disk].reopen();
             let found = examine(&*backing, Duration::from_secs(1))?;
-            bring_back(store, 1, disk_path(1), backing, &found, &mut |_| true).map_err(text)?;
+            bring_back(store, slot, disk_path(disk), backing, &found, &mut |_| true).map_err(text)?;
         }
         let report = scrub::run(store, &mut |_| true);
         let whole = report.complete && report.detected == 0;
@@ -220,7 +256,7 @@ impl Cut<'_> {
             }
             crashes.go_to(index);
             covered.cuts += 1;
-            for outcome in Outcome::ALL {
+            for outcome in Outcome::of(images.len()) {
                 let name = format!("{}@{index}:{outcome}", self.name);
                 if self.only.is_some_and(|only| only.contains('@') && !only.starts_with(&name)) {
                     continue;
@@ -343,6 +379,34 @@ pub fn repairs() -> Result<Vec<Start>, Failure> {
         Ok(starts)
     };
     all().map_err(|text| Failure { text: format!("preparing repairs: {text}") })
+}
+
+/// Attaches and detaches to be cut: a third disk comes; each of three goes; one comes where another one went.
+///
+/// # Errors
+/// The volume cannot be made.
+pub fn memberships() -> Result<Vec<Start>, Failure> {
+    let all = || -> Result<Vec<Start>, String> {
+        let two = filled()?;
+        let beside = [two.as_slice(), &[Image::default()]].concat();
+        let (_, three, _) = Procedure::Attach(2).run(&beside, super::RUNS_AGAIN)?;
+        let (_, gap, _) = Procedure::Detach(1).run(&three, super::RUNS_AGAIN + 1)?;
+        let (_, one, _) = Procedure::Detach(0).run(&two, super::RUNS_AGAIN)?;
+        let mut starts = Vec::new();
+        let mut add = |name: &str, procedure, images: &[Image], every| {
+            starts.push(Start { name: name.into(), procedure, images: images.to_vec(), again: Some(every) });
+        };
+        add("AttachThird", Procedure::Attach(2), &beside, 60);
+        add("AttachInGap", Procedure::Attach(3), &[gap.as_slice(), &[Image::default()]].concat(), 60);
+        add("AttachFormer", Procedure::Attach(1), &gap, 60);
+        add("AttachToOne", Procedure::Attach(2), &[one.as_slice(), &[Image::default()]].concat(), 60);
+        add("DetachFirst", Procedure::Detach(0), &three, 10);
+        add("DetachMiddle", Procedure::Detach(1), &three, 10);
+        add("DetachLast", Procedure::Detach(2), &three, 10);
+        add("DetachSecondLast", Procedure::Detach(0), &gap, 10);
+        Ok(starts)
+    };
+    all().map_err(|text| Failure { text: format!("preparing attaches: {text}") })
 }
 
 /// Counts, links, entries and bitmaps that are wrong, in a durable state.

@@ -46,6 +46,11 @@ impl Outcome {
     pub const ALL: [Outcome; 5] =
         [Outcome::Drop, Outcome::Keep, Outcome::KeepOn(0), Outcome::KeepOn(1), Outcome::Random];
 
+    /// All outcomes for so many disks.
+    pub fn of(disks: usize) -> Vec<Outcome> {
+        Outcome::ALL.into_iter().chain((2..disks).map(Outcome::KeepOn)).collect()
+    }
+
     fn plan(self, disk: usize) -> CrashPlan {
         match self {
             Outcome::Drop => CrashPlan::DropAll,

@@ -136,7 +136,7 @@ pub fn bring_back(
     };
     let mut resync = Resync::new(store, slot, path.clone(), progress);
     resync.since = since;
-    let done = resync.catch_up().and_then(|caught| resync.join(Place::Free(slot)).map(|()| caught));
+    let done = resync.catch_up().and_then(|caught| resync.join(Place::Free(slot)).map(|_| caught));
     let report = match done {
         Ok((rounds, missed, sampled)) => resync.return_report(rounds, missed, sampled),
         Err(why) => return Err(give_up(store, Place::Free(slot), slot, &path, &why)),

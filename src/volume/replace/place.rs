@@ -54,8 +54,9 @@ impl Volume {
 
     /// The slot that `old` names.
     pub(in crate::volume) fn find_replica(&self, old: &str, health: &[ReplicaHealth]) -> Result<usize, StoreError> {
+        let health: Vec<&ReplicaHealth> = health.iter().filter(|h| h.is_member()).collect();
         if let Ok(slot) = old.parse::<usize>() {
-            return if slot < health.len() { Ok(slot) } else { Err(no_such(old, health)) };
+            return if health.iter().any(|h| h.slot == slot) { Ok(slot) } else { Err(no_such(old, &health)) };
         }
         // Replicas' paths are absolute since they were opened; looking at them now could hang with their disks.
         let plain = std::path::absolute(old).unwrap_or_else(|_| old.into());
@@ -64,23 +65,24 @@ impl Volume {
             return Ok(found.slot);
         }
         // The path of a replica that was missing at the mount is known only from the command line.
-        let missing: Vec<&ReplicaHealth> = health.iter().filter(|h| h.state == ReplicaState::Missing).collect();
+        let missing: Vec<&&ReplicaHealth> = health.iter().filter(|h| h.state == ReplicaState::Missing).collect();
         match &missing[..] {
             [one] => Ok(one.slot),
-            _ => Err(no_such(old, health)),
+            _ => Err(no_such(old, &health)),
         }
     }
 
     /// Whether `path` was given at the mount for a replica that was not found there, and is where this host last saw
     /// the one of this slot.
-    fn stood_there(&self, old: &ReplicaHealth, path: &Path) -> bool {
+    pub(in crate::volume) fn stood_there(&self, old: &ReplicaHealth, path: &Path) -> bool {
         self.absent.iter().any(|(absent, _)| Path::new(absent) == path)
             && witness::stood_at(self.label.volume, old.name.uuid, &path.display().to_string(), EXAMINE_WAIT)
     }
 
     fn judge_old(&self, health: &[ReplicaHealth], slot: usize, new: &Path, same: bool) -> Result<Place, StoreError> {
         let old = &health[slot];
-        let other = health.iter().find(|h| h.slot != slot && Path::new(&h.name.path) == new);
+        let mut others = health.iter().filter(|h| h.is_member() && h.slot != slot);
+        let other = others.find(|h| Path::new(&h.name.path) == new);
         if let Some(other) = other.filter(|other| other.state != ReplicaState::Missing) {
             let text = format!("{}: is replica {} of this volume ({})", new.display(), other.slot, other.state.name());
             return Err(refused(text));
@@ -94,11 +96,12 @@ impl Volume {
             ReplicaState::Returning => Err(refused(format!("{}: is being brought back already", old.name.path))),
             ReplicaState::Out | ReplicaState::Missing if same && old.in_flight > 0 => Err(super::hanging(old)),
             ReplicaState::Out | ReplicaState::Missing => Ok(Place::Free(slot)),
+            ReplicaState::Detached => Err(refused(format!("{}: is no replica of this volume", old.name.path))),
         }
     }
 
     /// Whether what stands there is ours to use again (true) or nothing (false).
-    fn judge_new(
+    pub(in crate::volume) fn judge_new(
         &self,
         health: &[ReplicaHealth],
         found: &Inspection,
@@ -111,7 +114,8 @@ impl Volume {
                 let text = format!("{path}: is a replica of another volume ({}); empty it first", label.volume);
                 return Err(refused(text));
             }
-            let member = health.iter().find(|h| h.slot != slot && h.name.uuid == label.replica);
+            let mut members = health.iter().filter(|h| h.is_member());
+            let member = members.find(|h| h.slot != slot && h.name.uuid == label.replica);
             if let Some(member) = member {
                 return Err(refused(format!("{path}: is replica {} of this volume", member.slot)));
             }
@@ -119,14 +123,16 @@ impl Volume {
         }
         match &found.foreign {
             // The container has our name; a file or device must show that it was ours.
-            Some(_) if same && (found.kind == BackingKind::Directory || self.was_ours(found)) => Ok(true),
+            Some(_) if same && found.kind == BackingKind::Directory => Ok(true),
+            // What an attach or a replace that was cut left there, too.
+            Some(_) if found.container && self.was_ours(found) => Ok(true),
             Some(what) => Err(refused(format!("{path}: {what}; empty it first, or choose another place"))),
             None => Ok(false),
         }
     }
 
     /// Open it: what is ours is kept, since a block that is correct there need not be copied, and may be the last copy.
-    fn open_new(&self, found: &Inspection, own: bool) -> Result<Arc<dyn Backing>, StoreError> {
+    pub(in crate::volume) fn open_new(&self, found: &Inspection, own: bool) -> Result<Arc<dyn Backing>, StoreError> {
         if own && found.container && found.size_bytes > 0 {
             match file::open(&found.path, Mode::Write, None) {
                 Ok(backing) => return self.not_mounted_elsewhere(backing, &found.path),
@@ -166,7 +172,7 @@ impl Volume {
     }
 }
 
-fn no_such(old: &str, health: &[ReplicaHealth]) -> StoreError {
+fn no_such(old: &str, health: &[&ReplicaHealth]) -> StoreError {
     let known: Vec<String> = health.iter().map(|h| format!("{} {}", h.slot, h.name.path)).collect();
     refused(format!("{old}: is no replica of this volume; it has {}", known.join(", ")))
 }
