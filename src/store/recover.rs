@@ -351,7 +351,7 @@ pub fn open(present: Vec<Present>, options: OpenStore, world: Arc<dyn World>) ->
     if alive == 0 {
         let behind = choice.behind.iter().map(|(p, w)| format!("{p}: {w}")).collect::<Vec<_>>().join("; ");
         return Err(StoreError::Refused(format!(
-            "no replica that was in sync is there ({behind}): give its twin; if one was detached or replaced,              `-o degraded,accept_stale` mounts what it held then, apart from the others for ever"
+            "no replica that was in sync is there ({behind}): give its twin; if one was detached or replaced,              `-o degraded,accept_stale,ro` shows what it held then; without ro it goes on, apart from the others for ever"
         )));
     }
     if choice.missing > 0 && !options.degraded {

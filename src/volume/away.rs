@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a place that this process has just let go of may take to be free.
-const LET_GO: Duration = Duration::from_secs(1);
+pub(super) const LET_GO: Duration = Duration::from_secs(1);
 
 /// How long a return may take to end when its replica is sent away.
 const STOP_MAX: Duration = Duration::from_secs(30);
@@ -149,6 +149,7 @@ impl Volume {
         // While its place was being opened, another may have brought it back, or a person may have sent it away.
         let here = self.mirror.health().into_iter().find(|h| h.slot == opened.slot);
         let why_not = match here {
+            Some(health) if !health.is_member() => Some("was detached"),
             Some(health) if !is_away(&health) => Some("is back already"),
             _ if self.is_sent_away(opened.slot) => Some("was taken offline"),
             _ => None,

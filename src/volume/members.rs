@@ -8,6 +8,7 @@
 //! *Not here*: copying and proving (`replace`), slots (`disk::mirror`).
 
 use super::replace::{self, Place, ReplaceReport, resync};
+use super::away::LET_GO;
 use super::status::shell_word;
 use super::{EXAMINE_WAIT, Volume, absolute, refused};
 use crate::control::Progress;
@@ -16,6 +17,7 @@ use crate::disk::file::{self, CreateOptions, Inspection, Mode};
 use crate::disk::{Left, ReplicaHealth, ReplicaName, ReplicaState};
 use crate::store::commit::Force;
 use crate::store::{Store, StoreError, recover};
+use crate::sync::{Instant, thread};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
@@ -171,7 +173,14 @@ impl Volume {
         }
         let root = self.store.durable_root();
         let open = move || {
-            let backing = file::open(Path::new(&path), Mode::Write, None).map_err(std::io::Error::other)?;
+            // Whoever looks after replicas that are away may just be looking at it.
+            let until = Instant::now() + LET_GO;
+            let backing = loop {
+                match file::open(Path::new(&path), Mode::Write, None) {
+                    Err(file::OpenError::Busy(_)) if Instant::now() < until => thread::sleep(Duration::from_millis(10)),
+                    opened => break opened.map_err(std::io::Error::other)?,
+                }
+            };
             let found = recover::examine(&*backing, EXAMINE_WAIT).map_err(std::io::Error::other)?;
             let is_it = found.label.volume == label.volume && found.label.replica == replica;
             let is_past = found.roots.first().is_some_and(|(_, theirs)| root.follows(theirs.epoch().id, theirs.version));
@@ -202,3 +211,6 @@ impl Volume {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

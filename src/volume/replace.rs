@@ -630,4 +630,4 @@ impl Sink for Resync<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

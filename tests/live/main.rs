@@ -15,6 +15,7 @@ mod events;
 mod everyday;
 mod files;
 mod heavy;
+mod members;
 mod postgresql;
 mod privileges;
 mod programs;

@@ -343,7 +343,10 @@ pub fn root(canvas: &mut Canvas<'_>, random: &mut Random) -> (String, usize) {
     match choice {
         0 => root.members.swap(0, 1),
         1 => root.members.iter_mut().for_each(|member| member.state = MemberState::Returning),
-        2 => root.members[random.below(2) as usize].state = MemberState::Out,
+        2 => {
+            let state = if root.version.is_multiple_of(2) { MemberState::Out } else { MemberState::Detached };
+            root.members[random.below(2) as usize].state = state;
+        }
         3 => root.members[random.below(2) as usize].replica = Uuid([9; 16]),
         4 => {
             let more = Member { replica: Uuid([3; 16]), ..root.members[0] };

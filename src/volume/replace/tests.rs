@@ -10,9 +10,9 @@ use crate::store::{Need, Value};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-type State = (BTreeMap<(u64, u64), u8>, Vec<(Key, Value)>);
+pub(in crate::volume) type State = (BTreeMap<(u64, u64), u8>, Vec<(Key, Value)>);
 
-fn small_fill(store: &Store) {
+pub(in crate::volume) fn small_fill(store: &Store) {
     for i in 0..120 {
         put(store, Key::new(100 + i, ItemKind::Xattr, 0), &[i as u8; 1500]).unwrap();
     }
@@ -29,7 +29,7 @@ fn small_fill(store: &Store) {
 }
 
 /// Everything in the volume.
-fn state(store: &Store) -> State {
+pub(in crate::volume) fn state(store: &Store) -> State {
     let mut blocks = BTreeMap::new();
     for ino in 20..50 {
         let mut at = 0;
@@ -44,12 +44,12 @@ fn state(store: &Store) -> State {
     (blocks, items)
 }
 
-fn name(number: u8) -> ReplicaName {
+pub(in crate::volume) fn name(number: u8) -> ReplicaName {
     ReplicaName { uuid: Uuid([number; 16]), path: format!("/disk/new{number}") }
 }
 
 /// Work that goes on beside a resync: overwrites in the middle of extents, frees, fsyncs, commits.
-fn disturb(store: &Store, round: u64) {
+pub(in crate::volume) fn disturb(store: &Store, round: u64) {
     let ino = 20 + round % 6;
     write(store, ino, round * 11 % 40, 1 + round % 5, round as u8).unwrap();
     put(store, Key::new(100 + round * 7 % 130, ItemKind::Xattr, 0), &[round as u8; 900]).unwrap();
@@ -64,7 +64,7 @@ fn disturb(store: &Store, round: u64) {
     }
 }
 
-fn lose_second(rig: &Rig, store: &Store) {
+pub(in crate::volume) fn lose_second(rig: &Rig, store: &Store) {
     rig.disks[1].faults(|f| f.gone = true);
     write(store, 25, 0, 1, 1).unwrap();
     store.commit(Force::Always).unwrap();
@@ -294,7 +294,7 @@ fn cut_resync(seed: u64, place: Place, cut: Option<u64>, plan: CrashPlan) -> u64
     let [first, second, new] = <[Arc<SimDisk>; 3]>::try_from(std::mem::take(&mut rig.disks)).ok().unwrap();
     rig.disks = match place {
         Place::Free(_) => vec![first.clone(), new.clone()],
-        Place::Taken(_) => vec![first.clone(), second.clone(), new.clone()],
+        Place::Taken(_) | Place::New => vec![first.clone(), second.clone(), new.clone()],
     };
     let context = format!("{place:?} cut {cut:?} {plan:?}");
     let (store, _) = rig.open(false).unwrap_or_else(|error| panic!("{context}: {error}"));
@@ -325,7 +325,7 @@ fn power_cut_at_every_few_writes_of_a_resync() {
 }
 
 /// A volume on directories, with something in it.
-fn on_directories(root: &std::path::Path) -> (Vec<PathBuf>, Volume) {
+pub(in crate::volume) fn on_directories(root: &std::path::Path) -> (Vec<PathBuf>, Volume) {
     let paths: Vec<PathBuf> = ["a", "b"].iter().map(|name| root.join(name)).collect();
     paths.iter().for_each(|path| std::fs::create_dir(path).unwrap());
     let make = FormatOptions { size_bytes: Some(64 << 20), label: "test".into(), force: false, uid: 0, gid: 0 };
