@@ -9,8 +9,10 @@
 //! was replayed, as a new root with a new life of the ring.
 //! *Not here*: opening paths (`volume`), finding the records of the log (`reading`).
 
+mod former;
 mod reading;
 
+pub(crate) use former::believe_older;
 pub use reading::{LogEnd, Waiting};
 
 use super::commit::{Force, RootState};
@@ -48,17 +50,6 @@ pub struct Found {
     pub unreadable: Vec<usize>,
     /// Slots with roots that a person said are not to count, and their versions.
     pub given_up: Vec<(usize, u64)>,
-}
-
-impl Found {
-    /// Slot of the newest root that calls this replica in sync.
-    pub fn last_in_sync(&self) -> Option<usize> {
-        self.roots.iter().find(|(_, root)| self.is_called_in_sync(root)).map(|(slot, _)| *slot)
-    }
-
-    fn is_called_in_sync(&self, root: &Root) -> bool {
-        root.members.iter().any(|m| m.replica == self.label.replica && m.state == MemberState::InSync)
-    }
 }
 
 /// A replica that is there.
@@ -298,41 +289,12 @@ fn judge(present: &[Present], root: Root, slot: usize) -> Choice {
         behind.extend(why.map(|why| (replica.path.clone(), why)));
     }
     for replica in present {
-        behind.extend(why_no_member(&root, &replica.found.label).map(|why| (replica.path.clone(), why)));
+        behind.extend(former::why_no_member(&root, &replica.found.label).map(|why| (replica.path.clone(), why)));
     }
     let mut damaged = [false; ROOT_SLOTS];
     present.iter().flat_map(|p| &p.found.damaged).for_each(|slot| damaged[*slot] = true);
     let may_be_newer = (0..ROOT_SLOTS).any(|slot| damaged[slot] && slots[slot].is_none());
     Choice { root, slot, members, slots, damaged, behind, missing, may_be_newer }
-}
-
-/// Why the replica with this label is no member of the volume, if it is none.
-fn why_no_member(root: &Root, label: &Label) -> Option<String> {
-    match root.members.iter().find(|m| m.replica == label.replica) {
-        Some(member) if member.state == MemberState::Detached => Some(format!(
-            "it was detached at root {} of {}, and is no replica of the volume any more",
-            member.since_version,
-            when(member.since_ns)
-        )),
-        Some(_) => None,
-        None => Some("it is no replica of the volume any more (replaced or detached), or was never filled".to_owned()),
-    }
-}
-
-/// A person wants what replicas held when they were in sync last, although the newest root on them says that they are not.
-/// That root does not count then. Nothing changes where anybody is in sync, or nobody ever was.
-pub(crate) fn believe_older(present: &mut [Present]) -> Result<(), StoreError> {
-    let was_in_sync = present.iter().all(|one| one.found.last_in_sync().is_some());
-    if choose(present)?.members.iter().any(|(_, in_sync)| *in_sync) || !was_in_sync {
-        return Ok(());
-    }
-    for Present { found, .. } in present {
-        let roots = std::mem::take(&mut found.roots);
-        let (own, others) = roots.into_iter().partition(|(_, root)| found.is_called_in_sync(root));
-        found.roots = own;
-        found.given_up = others.into_iter().map(|(slot, root): (usize, Root)| (slot, root.version)).collect();
-    }
-    Ok(())
 }
 
 fn list(present: &[Present]) -> String {
