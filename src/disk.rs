@@ -19,8 +19,8 @@ pub use backing::{Backing, BackingFacts, BackingKind, Done, Facts, Op, Ticket};
 pub use buffer::{Buf, Slice};
 pub use file::{CreateOptions, Inspection, Mode, OpenError, inspect, open};
 pub use mirror::{
-    Left,
-    Combination, Damage, Happened, Members, Mirror, Proof, Recipe, ReplicaCounters, ReplicaHealth, ReplicaState, What,
+    Combination, Damage, Happened, Left, Members, Mirror, Proof, Recipe, ReplicaCounters, ReplicaHealth, ReplicaState,
+    What,
 };
 
 use crate::format::{Addr, Uuid};

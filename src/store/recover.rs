@@ -137,7 +137,8 @@ pub fn examine(backing: &dyn Backing, wait: Duration) -> Result<Found, String> {
         }
     }
     let Some(label) = label else { return Err(why) };
-    let mut found = Found { label, roots: Vec::new(), damaged: Vec::new(), unreadable: Vec::new(), given_up: Vec::new() };
+    let mut found =
+        Found { label, roots: Vec::new(), damaged: Vec::new(), unreadable: Vec::new(), given_up: Vec::new() };
     for (slot, block) in read_slots(backing, wait).into_iter().enumerate() {
         let Some(block) = block else {
             found.damaged.push(slot);

@@ -7,8 +7,8 @@
 //! *Order*: attach: judge → open → [`resync`]. Detach: commit → a root without it → its own newest root says so, if it answers.
 //! *Not here*: copying and proving (`replace`), slots (`disk::mirror`).
 
-use super::replace::{self, Place, ReplaceReport, resync};
 use super::away::LET_GO;
+use super::replace::{self, Place, ReplaceReport, resync};
 use super::status::shell_word;
 use super::{EXAMINE_WAIT, Volume, absolute, refused};
 use crate::control::Progress;
@@ -183,7 +183,8 @@ impl Volume {
             };
             let found = recover::examine(&*backing, EXAMINE_WAIT).map_err(std::io::Error::other)?;
             let is_it = found.label.volume == label.volume && found.label.replica == replica;
-            let is_past = found.roots.first().is_some_and(|(_, theirs)| root.follows(theirs.epoch().id, theirs.version));
+            let is_past =
+                found.roots.first().is_some_and(|(_, theirs)| root.follows(theirs.epoch().id, theirs.version));
             if is_it && is_past { Ok(backing) } else { Err(std::io::Error::other("it is another one there")) }
         };
         let Ok(backing) = file::apart(TELL_WAIT, open) else { return false };
@@ -201,7 +202,8 @@ impl Volume {
             1 => "every block is held once: attach another one".to_owned(),
             count => format!("every block is held on {count} replicas"),
         };
-        let untold = if told { "" } else { "; it could not be told so: keep it away from mounts of this volume, or empty it" };
+        let untold =
+            if told { "" } else { "; it could not be told so: keep it away from mounts of this volume, or empty it" };
         DetachReport {
             summary: format!("{path} is no replica of the volume any more{untold}; {held}"),
             detached: path,

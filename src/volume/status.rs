@@ -5,8 +5,8 @@
 
 use super::Volume;
 use super::availability::Availability;
-use crate::disk::{ReplicaHealth, ReplicaState};
 use crate::disk::backing::BackingKind;
+use crate::disk::{ReplicaHealth, ReplicaState};
 use serde::{Deserialize, Serialize};
 
 /// State of a volume.
@@ -159,7 +159,8 @@ impl Volume {
             return ("degraded".into(), meaning, Some(action));
         }
         if replicas.len() == 1 {
-            let meaning = "the volume has one replica only: every block is held once, and nothing can be healed".to_owned();
+            let meaning =
+                "the volume has one replica only: every block is held once, and nothing can be healed".to_owned();
             return ("degraded".into(), meaning, Some("stablefs attach MOUNTPOINT NEW".into()));
         }
         let healed: u64 = replicas.iter().map(|r| r.healed).sum();

@@ -9,9 +9,9 @@ use super::*;
 use crate::disk::sim::{CrashPlan, Fault, Image, Random, SimDisk};
 use crate::format::geometry::ROOT_SLOTS;
 use crate::format::{ItemKind, Key, MemberState, Root, Uuid};
+use crate::store::StoreOptions;
 use crate::store::recover::{OpenStore, Present, Report, examine};
 use crate::store::tests::{Rig, byte_at, put, write};
-use crate::store::StoreOptions;
 use std::path::PathBuf;
 
 fn go(_: &Progress) -> bool {
@@ -44,12 +44,7 @@ fn present(rig: &Rig, which: &[usize]) -> Vec<Present> {
     which.iter().map(one).collect()
 }
 
-fn open_these(
-    rig: &Rig,
-    which: &[usize],
-    degraded: bool,
-    accept_stale: bool,
-) -> Result<(Store, Report), StoreError> {
+fn open_these(rig: &Rig, which: &[usize], degraded: bool, accept_stale: bool) -> Result<(Store, Report), StoreError> {
     let options = OpenStore {
         degraded,
         deadline: Duration::from_secs(1),
@@ -181,7 +176,9 @@ enum Found {
 
 #[test]
 fn one_is_detached_in_every_state_and_position() {
-    for (seed, found) in [Found::InSync, Found::Out, Found::Released, Found::Sent, Found::Missing].into_iter().enumerate() {
+    for (seed, found) in
+        [Found::InSync, Found::Out, Found::Released, Found::Sent, Found::Missing].into_iter().enumerate()
+    {
         for slot in 0..3 {
             detach_case(10 + seed as u64 * 3 + slot as u64, slot, found);
         }
@@ -249,7 +246,8 @@ fn detach_case(seed: u64, slot: usize, found: Found) {
         store.commit(Force::Clean).unwrap();
     }
     // With one of the others it is named as well, and serves nothing.
-    let (store, report) = open_these(&rig, &[slot, others[1]], true, false).unwrap_or_else(|e| panic!("{context}: {e}"));
+    let (store, report) =
+        open_these(&rig, &[slot, others[1]], true, false).unwrap_or_else(|e| panic!("{context}: {e}"));
     assert_eq!((store.mirror().members().count(), report.behind.len()), (1, 1), "{context}");
     drop(store);
     alone_is_refused(&rig, slot, told == Some(true), &context);
@@ -364,7 +362,8 @@ fn a_root_that_only_the_new_one_got_is_no_second_history() {
 #[test]
 fn roots_reach_those_in_sync_first() {
     let newest = |image: &Image, label: &crate::format::Label| {
-        let root = |slot: usize| Root::decode(&image.get(&Root::addr(slot))?[..], slot, label.volume, &label.geometry).ok();
+        let root =
+            |slot: usize| Root::decode(&image.get(&Root::addr(slot))?[..], slot, label.volume, &label.geometry).ok();
         (0..ROOT_SLOTS).filter_map(root).map(|root| root.version).max().unwrap_or(0)
     };
     let mut cuts = 0;
