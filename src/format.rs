@@ -12,6 +12,7 @@
 //! Reserved bytes are written zero and checked zero. Type tag 0 is never valid.
 
 pub mod block;
+pub mod chain;
 pub mod dead;
 pub mod event;
 pub mod geometry;
@@ -23,6 +24,7 @@ pub mod root;
 pub mod space;
 
 pub use block::{BlockPtr, Header, Kind, VolumeSeed};
+pub use chain::Kinship;
 pub use geometry::Geometry;
 pub use item::{Extent, ExtentBody, Inode, ItemKind, Key};
 pub use label::Label;

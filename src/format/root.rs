@@ -3,7 +3,7 @@
 //! *Guarantees*: roots are identical on all replicas; a decoded root's parts fit the geometry.
 //! *Assumes*: nothing; a root proves itself. *Fails when*: [`Corrupt`].
 //! *Order*: a root is written only after everything that it reaches is durable (invariant 3), into a slot that no
-//! retained root uses. *Not here*: which root to trust (`store::recover`).
+//! retained root uses. *Not here*: which root to trust (`store::recover`), what its chain tells (`chain`).
 //!
 //! Payload, after the 64-byte header (birth = version):
 //!
@@ -28,7 +28,7 @@
 //! | 224 | 8 | space: no zone below this one lacks space below |
 //! | 232 | 24 | reserved, zero |
 //! | 256 | 4 × 64 | members: replica 16, state 1, role 1, flags 1, reserved 5, since version 8, since ns 8, synced group 8, synced version 8, reserved 8 |
-//! | 512 | 64 × 24 | chain of epochs, oldest first: id 16, first version 8 |
+//! | 512 | 64 × 24 | chain of epochs, oldest first: id 16 (all ones: forgotten epochs), first version 8 |
 //! | 2048 | 32 × 64 | dead lists, oldest first: first group 8, last group 8, pointer 32, blocks 8, reserved 8 |
 
 use super::block::{self, BlockPtr, HEADER, Header, Kind, PTR};
@@ -38,7 +38,7 @@ use super::space::{ENTRY, SpaceEntry};
 use super::{Addr, BLOCK, Corrupt, Geometry, INO_MAX, REPLICAS_MAX, Txg, Uuid, all_zero, reject, require};
 
 const WHAT: &str = "root";
-/// Epochs that a root remembers; older ones are forgotten.
+/// Epochs that a root remembers; of others, see `chain`.
 pub const CHAIN_MAX: usize = 64;
 /// Dead lists that a root names; beyond that, neighbours are merged.
 pub const DEAD_LISTS_MAX: usize = 32;
@@ -168,23 +168,6 @@ pub struct Root {
 }
 
 impl Root {
-    /// The epoch of this root.
-    pub fn epoch(&self) -> Epoch {
-        *self.chain.last().expect("a chain is never empty")
-    }
-    /// Whether a root of `epoch` and `version` lies on this root's chain, so that it is this history's past (or present).
-    pub fn follows(&self, epoch: Uuid, version: u64) -> bool {
-        let Some(i) = self.chain.iter().position(|e| e.id == epoch) else { return false };
-        let end = self.chain.get(i + 1).map_or(self.version + 1, |next| next.first_version);
-        version >= self.chain[i].first_version && version < end
-    }
-    /// Begin a new epoch with this root's version.
-    pub fn begin_epoch(&mut self, id: Uuid) {
-        if self.chain.len() == CHAIN_MAX {
-            self.chain.remove(0);
-        }
-        self.chain.push(Epoch { id, first_version: self.version });
-    }
     /// Blocks in all dead lists, as their heads say.
     pub fn dead_blocks(&self) -> u64 {
         self.dead.iter().fold(0, |sum, head| sum.saturating_add(head.blocks))
@@ -432,13 +415,5 @@ pub(crate) mod tests {
         assert_eq!(Root::decode(&bytes, 3, root.volume, &geometry), Ok(root.clone()));
         assert!(Root::decode(&bytes, 4, root.volume, &geometry).is_err());
         assert!(Root::decode(&bytes, 3, Uuid([2; 16]), &geometry).is_err());
-    }
-
-    #[test]
-    fn chain_tells_past_from_fork() {
-        let root = sample();
-        assert!(root.follows(Uuid([5; 16]), 5) && root.follows(Uuid([6; 16]), 9));
-        assert!(!root.follows(Uuid([5; 16]), 6), "epoch 5 ended at version 6");
-        assert!(!root.follows(Uuid([6; 16]), 10) && !root.follows(Uuid([7; 16]), 3));
     }
 }

@@ -27,7 +27,7 @@ use crate::disk::{Mirror, ReplicaName};
 use crate::format::geometry::ROOT_SLOTS;
 use crate::format::log::Entry;
 use crate::format::node::Node;
-use crate::format::{BLOCK, Geometry, INO_MAX, ItemKind, Key, Label, MemberState, Root, VolumeSeed};
+use crate::format::{BLOCK, Geometry, INO_MAX, ItemKind, Key, Kinship, Label, MemberState, Root, VolumeSeed};
 use crate::sync::Instant;
 use crate::sync::atomic::Ordering;
 use crate::world::World;
@@ -213,9 +213,10 @@ pub fn choose(present: &[Present]) -> Result<Choice, StoreError> {
     let Some((owner, slot, root)) = newest.max_by_key(|(_, _, root)| root.version) else {
         return refuse(format!("no root proves itself on {}: nothing is left of the volume there", list(present)));
     };
-    let apart = |other: &Root| !root.follows(other.epoch().id, other.version);
-    let forked = present.iter().find(|p| p.found.roots.first().is_some_and(|(_, other)| apart(other)));
-    if let Some(other) = forked {
+    let is = |p: &&Present, kinship: Kinship| {
+        p.found.roots.first().is_some_and(|(_, other)| root.kinship(other.epoch().id, other.version) == kinship)
+    };
+    if let Some(other) = present.iter().find(|p| is(p, Kinship::Forked)) {
         let theirs = &other.found.roots[0].1;
         return refuse(format!(
             "{} and {} were written apart (split brain): {} has root {} of {}, {} has root {} of {}; \
@@ -228,6 +229,18 @@ pub fn choose(present: &[Present]) -> Result<Choice, StoreError> {
             other.path,
             theirs.version,
             when(theirs.time_ns)
+        ));
+    }
+    if let Some(old) = present.iter().find(|p| is(p, Kinship::TooOld)) {
+        let theirs = &old.found.roots[0].1;
+        return refuse(format!(
+            "{}: is too old to compare (root {} of {}): {} remembers {} epochs, and that one was before. It may be left \
+             behind, or have been written apart; look at it alone with -o degraded,ro, or mount without it and replace it",
+            old.path,
+            theirs.version,
+            when(theirs.time_ns),
+            present[owner].path,
+            root.chain.len()
         ));
     }
     // A version is used once: two roots of one version cannot both be this history's.

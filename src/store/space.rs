@@ -30,6 +30,7 @@ use crate::format::{Addr, Geometry, Root, Txg, Uuid, VolumeSeed};
 use crate::sync::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+mod level;
 mod reading;
 mod trust;
 use reading::{find_run, read_bitmap, read_node};

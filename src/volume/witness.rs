@@ -210,7 +210,7 @@ impl Witness {
     /// # Errors
     /// [`StoreError::Refused`].
     pub fn check(&self, root: &Root, present: &[Uuid]) -> Result<(), StoreError> {
-        if !self.is_apart(root) || self.version <= root.chain[0].first_version {
+        if !self.is_apart(root) || self.version <= root.chain[0].first_version || root.has_forgotten(self.version) {
             return Ok(());
         }
         // It is written down before the root itself: if all that were to go on are here without that root, nothing was

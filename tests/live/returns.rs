@@ -4,6 +4,7 @@ use super::bed::{Bed, Scale, bytes, can_mount, can_work_hard, scale, shell, stat
 use super::degraded::{check_still_files, load, still_files};
 use serde_json::Value;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -225,5 +226,44 @@ fn a_return_is_stopped_by_sending_it_away() {
     assert_eq!(online.code, 1, "{online}");
     say("online").ok();
     assert!(fs::read(bed.at("file")).unwrap() == bytes(5, 300 << 20));
+    b_holds_everything(&bed, 10);
+}
+
+fn allocated(replica: &Path) -> u64 {
+    fs::metadata(replica.join("stablefs.data")).unwrap().blocks() * 512
+}
+
+/// Goal: what was deleted while a replica was away takes no space below it after its return.
+#[test]
+fn space_that_was_given_back_meanwhile_is_given_back() {
+    // SEMANTICS: RET-5
+    if !can_mount() {
+        return;
+    }
+    const MIB: u64 = 1 << 20;
+    let bed = Bed::mounted("1G");
+    still_files(&bed, 10);
+    fs::write(bed.at("big"), bytes(6, 320 << 20)).unwrap();
+    bed.sync();
+    let before = allocated(&bed.b);
+    assert!(before > 320 * MIB, "{before}");
+    let say = |word: &str| bed.stablefs([word.as_ref(), bed.mnt.as_os_str(), bed.b.as_os_str()]);
+    say("offline").ok();
+    fs::remove_file(bed.at("big")).unwrap();
+    let given = || before - allocated(&bed.a).min(before);
+    for round in 0..200 {
+        if given() > 100 * MIB {
+            break;
+        }
+        fs::write(bed.at("small"), [round as u8; 100]).unwrap();
+        bed.sync();
+        std::thread::sleep(Duration::from_millis(50)); // the space is freed in the background
+    }
+    assert!(given() > 100 * MIB, "nothing was given back: {} MiB are allocated", allocated(&bed.a) / MIB);
+    assert_eq!(allocated(&bed.b), before, "it is away");
+    say("online").ok();
+    let (a, b) = (allocated(&bed.a), allocated(&bed.b));
+    println!("MiB allocated: before {}, a {}, b {}", before / MIB, a / MIB, b / MIB);
+    assert!(b < a + 16 * MIB, "{b} bytes below b, {a} below a");
     b_holds_everything(&bed, 10);
 }

@@ -88,8 +88,18 @@ impl Mirror {
 
     /// Give the space of a range back on every replica that takes writes; failures cost nothing but space.
     pub fn punch(&self, addr: Addr, blocks: u64) {
+        self.punch_lanes(addr, blocks, |_| true);
+    }
+
+    /// The same on one replica, if it takes writes.
+    pub fn punch_on(&self, replica: usize, addr: Addr, blocks: u64) {
+        self.punch_lanes(addr, blocks, |lane| lane.slot == replica);
+    }
+
+    fn punch_lanes(&self, addr: Addr, blocks: u64, wanted: impl Fn(&Lane) -> bool) {
         let _open = self.gate.read();
-        let lanes = self.lanes(ReplicaState::takes_writes);
+        let mut lanes = self.lanes(ReplicaState::takes_writes);
+        lanes.retain(wanted);
         // Waited for: a punch that lands late would hit what was written meanwhile.
         for (lane, outcome) in lanes.iter().zip(self.run_batch(&lanes, 1, "a punch", &|_| Op::Punch { addr, blocks })) {
             if let Outcome::Failed(error) = outcome {

@@ -10,20 +10,29 @@ use crate::format::node::Node;
 use crate::format::{BlockPtr, ExtentBody, ItemKind, Key, Txg};
 use crate::store::Store;
 use crate::store::tree::read_within;
+use std::ops::ControlFlow;
 
 impl Store {
     /// Go `ways` random ways from the top of the tree to a leaf and to a block of a file that is named there, and show each
-    /// block on the way that was born in group `until` or before.
-    pub fn sample(&self, until: Txg, ways: u32, show: &mut dyn FnMut(&Piece)) {
+    /// block on the way that was born in group `until` or before. Between two ways, with nothing pinned, `pause` may end it.
+    pub fn sample(
+        &self,
+        until: Txg,
+        ways: u32,
+        show: &mut dyn FnMut(&Piece),
+        pause: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         for _ in 0..ways {
+            pause()?;
             let pinned = self.view().committed.clone();
-            let Some((level, ptr)) = pinned.root.tree else { return };
+            let Some((level, ptr)) = pinned.root.tree else { break };
             self.sample_way(level, ptr, &mut |birth, piece| {
                 if birth <= until {
                     show(&piece);
                 }
             });
         }
+        ControlFlow::Continue(())
     }
 
     fn sample_way(&self, mut level: u8, mut ptr: BlockPtr, show: &mut dyn FnMut(Txg, Piece)) {

@@ -5,7 +5,7 @@
 //! is refused, and nothing on it is changed. It may be cut at any write and begun again, also by another mount (invariant 7).
 //! *Assumes*: the backing is open and locked. *Fails when*: it fails on the way: it is out, the others are as they were.
 //! *Order*: identity and history → its roots renounced → a root that says *returning* → commit → sample → what is to be sent is
-//! counted → space below → copy → proof, until a round finds nothing missing → labels → in sync, named so by a root.
+//! counted → space below given back and taken → copy → proof, until a round finds nothing missing → labels → in sync, named so by a root.
 //! *Not here*: when it is tried (`daemon`); the walk and its argument (`super`, `store::walk`).
 //!
 //! **What it holds already.** The last root that called it in sync was written after everything that this root reaches had
@@ -18,26 +18,30 @@
 //! Blocks born later are copied and proven. Of those before, a random sample is proven; if one is missing, nothing is believed
 //! any more and every block in use is compared. What rotted there while it was away is found by the next scrub, or by a read.
 
-use super::{Place, ReplicaName, Resync, ask, give_up, nothing_hangs, refused, stays_in};
+use super::{Place, ReplicaName, Resync, give_up, nothing_hangs, refused, stays_in};
 use crate::control::Progress;
-use crate::disk::backing::{Backing, Op};
+use crate::disk::backing::{Backing, Op, Ticket};
 use crate::disk::buffer::{Buf, Slice};
 use crate::disk::{Proof, ReplicaState};
 use crate::format::geometry::ROOT_SLOTS;
-use crate::format::{Addr, BLOCK, MemberState, Root, Txg, Uuid};
+use crate::format::{Addr, BLOCK, Kinship, MemberState, Root, Txg, Uuid};
 use crate::store::commit::Force;
 use crate::store::recover::Found;
 use crate::store::walk::{Part, Piece, Sink};
 use crate::store::{Store, StoreError};
+use crate::sync::Instant;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Random ways from the top of the tree to a block that are proven before the rest is believed.
 const SAMPLE_WAYS: u32 = 256;
 /// The same of a simulated replica, which is so small that many ways would be all of it.
 const SAMPLE_WAYS_SIMULATED: u32 = 2;
+/// How often it is asked whether the return is still wanted, while a request is waited for.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What a return did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,13 +79,24 @@ pub fn holds_until(now: &Root, replica: Uuid, roots: &[(usize, Root)]) -> Result
         return Err("is not a replica of this volume any more: another one took its place".into());
     };
     let Some((_, own)) = roots.first() else { return Ok(0) };
-    if !now.follows(own.epoch().id, own.version) {
-        return Err(format!(
-            "was written apart from the others (root {} of {}); its changes would be lost. Look at it with \
-             `stablefs mount -o degraded`, then replace it",
-            own.version,
-            crate::world::utc(own.time_ns)
-        ));
+    let root = || format!("root {} of {}", own.version, crate::world::utc(own.time_ns));
+    match now.kinship(own.epoch().id, own.version) {
+        Kinship::Past => {}
+        Kinship::Forked => {
+            return Err(format!(
+                "was written apart from the others ({}); its changes would be lost. Look at it with \
+                 `stablefs mount -o degraded`, then replace it",
+                root()
+            ));
+        }
+        // By birth nothing can be said of it, and whether it was written apart neither.
+        Kinship::TooOld => {
+            return Err(format!(
+                "is too old to compare ({}): whether it was written apart is not known any more. Look at it with \
+                 `stablefs mount -o degraded,ro`, then empty it and replace it: everything is copied",
+                root()
+            ));
+        }
     }
     let in_own = own.members.iter().find(|member| member.replica == replica);
     // A root that was being written when the power failed is the next one after the last of both, and its version was left
@@ -89,10 +104,9 @@ pub fn holds_until(now: &Root, replica: Uuid, roots: &[(usize, Root)]) -> Result
     let is_newer = own.version > member.synced_version && own.version + 1 < member.since_version;
     if is_newer && member.synced_version > 0 && in_own.is_some_and(|own| own.state == MemberState::InSync) {
         return Err(format!(
-            "has root {} of {}, which the others had lost when they went on without it; what it alone has would be lost. \
-             Look at it alone with `stablefs mount -o degraded,ro`, then replace it",
-            own.version,
-            crate::world::utc(own.time_ns)
+            "has {}, which the others had lost when they went on without it; what it alone has would be lost. Look at it \
+             alone with `stablefs mount -o degraded,ro`, then replace it",
+            root()
         ));
     }
     Ok(match in_own {
@@ -121,7 +135,9 @@ pub fn bring_back(
     // A root must call it out before it is asked what it holds: one that calls it in sync does not say.
     let begun = store.declare().and_then(|()| may_return(store, slot, &name, found)).and_then(|since| {
         let root = store.note_synced(slot, since)?;
-        renounce(&*backing, &root).map_err(|why| refused(format!("{path}: {why}")))?;
+        let deadline = store.mirror().deadline();
+        let mut wanted = || progress(&Progress { what: "renouncing".into(), total: 1, ..Progress::default() });
+        renounce(&*backing, &root, deadline, &mut wanted).map_err(|why| refused(format!("{path}: {why}")))?;
         store.change_members(|mirror| mirror.start_returning(slot, name, backing.clone()))?;
         Ok(since)
     });
@@ -146,17 +162,42 @@ pub fn bring_back(
 }
 
 /// Before anything else is written to it, its own roots stop calling it in sync: what they reach is about to be written over.
-/// The newest root, which calls it out, is durable there before the others are void.
-fn renounce(backing: &dyn Backing, (slot, root): &(usize, Root)) -> Result<(), String> {
-    let put = |slot: usize, bytes: &[u8]| {
-        ask(backing, Op::Write { addr: Root::addr(slot), data: vec![Slice::whole(Buf::from_slice(bytes))] })
+/// The newest root, which calls it out, is durable there before the others are void. Each step is waited for as a member
+/// would be, for `deadline`, and for as long as it is `wanted`.
+fn renounce(
+    backing: &dyn Backing,
+    (slot, root): &(usize, Root),
+    deadline: Duration,
+    wanted: &mut dyn FnMut() -> bool,
+) -> Result<(), String> {
+    let put = |slot: usize, bytes: &[u8]| Op::Write {
+        addr: Root::addr(slot),
+        data: vec![Slice::whole(Buf::from_slice(bytes))],
     };
-    put(*slot, &root.encode(*slot))?;
-    ask(backing, Op::Flush)?;
-    for old in (0..ROOT_SLOTS).filter(|old| old != slot) {
-        put(old, &[Root::VOID; BLOCK])?;
+    let void = |old: usize| put(old, &[Root::VOID; BLOCK]);
+    let others = (0..ROOT_SLOTS).filter(|old| old != slot);
+    let steps = [vec![put(*slot, &root.encode(*slot))], vec![Op::Flush], others.map(void).collect(), vec![Op::Flush]];
+    for step in steps {
+        let until = Instant::now() + deadline;
+        let asked: Vec<Ticket> = step.into_iter().map(|op| backing.submit(op)).collect();
+        for ticket in asked {
+            answered(&ticket, until, wanted)?;
+        }
     }
-    ask(backing, Op::Flush).map(drop)
+    Ok(())
+}
+
+/// Wait for the answer until then, and look now and then whether it is still wanted.
+fn answered(ticket: &Ticket, until: Instant, wanted: &mut dyn FnMut() -> bool) -> Result<(), String> {
+    loop {
+        let now = Instant::now();
+        match ticket.wait(Some(until.min(now + LOOK))) {
+            Some(result) => return result.map(drop).map_err(|error| error.to_string()),
+            None if ticket.is_frozen() || now >= until => return Err("it does not answer".into()),
+            None if !wanted() => return Err("stopped".into()),
+            None => {}
+        }
+    }
 }
 
 /// Whether it is the one, and what it holds.
@@ -183,14 +224,31 @@ impl Resync<'_> {
         self.store.commit(Force::Always).map_err(|error| error.to_string())?;
         let sampled = if self.since > 0 { self.sample()? } else { 0 };
         let (missed, changed) = self.count_missed()?;
-        match self.since {
-            0 => self.allocate(0..self.store.label().geometry.zones)?,
-            _ => self.allocate(changed.into_iter())?,
-        }
+        let changed: Vec<u64> = match self.since {
+            0 => (0..self.store.label().geometry.zones).collect(),
+            _ => changed.into_iter().collect(),
+        };
+        self.give_back(&changed)?;
+        self.allocate(changed.into_iter())?;
         // What cannot be read there might hold something, were it alone.
         let spare = self.store.prove_spare(&[self.slot], true);
         self.fixed(spare)?;
         Ok((self.copy_and_prove()?, missed, sampled))
+    }
+
+    /// What the others gave back while it was away, it gives back now; before it is asked for more.
+    fn give_back(&mut self, zones: &[u64]) -> Result<(), String> {
+        self.what = "giving back";
+        let store = self.store;
+        for zone in zones {
+            if let Err(error) = store.allocator().punch_unbacked(store.mirror(), self.slot, *zone) {
+                ::log::warn!("{}: space in zone {zone} is not given back: {error}", self.path);
+            }
+            if self.pause().is_break() {
+                return Err(self.failure.take().unwrap_or_else(|| "stopped".into()));
+            }
+        }
+        Ok(())
     }
 
     /// Prove some of what it is taken to hold. If something is not there, believe nothing.
@@ -201,7 +259,9 @@ impl Resync<'_> {
         let mut unknown = None;
         // One copier: it is simulated.
         let ways = if self.copiers == 1 { SAMPLE_WAYS_SIMULATED } else { SAMPLE_WAYS };
-        self.store.sample(self.since, ways, &mut |piece| {
+        self.what = "proving a sample";
+        let store = self.store;
+        let mut show = |piece: &Piece| {
             if unknown.is_some() || !seen.insert(piece.addr) {
                 return;
             }
@@ -212,7 +272,10 @@ impl Resync<'_> {
                     _ => missing += 1,
                 }
             }
-        });
+        };
+        if store.sample(self.since, ways, &mut show, &mut || self.pause()).is_break() {
+            return Err(self.failure.take().unwrap_or_else(|| "stopped".into()));
+        }
         if let Some(why) = unknown {
             return Err(why);
         }

@@ -11,6 +11,7 @@ use crate::control::Progress;
 use crate::disk::backing::{Backing, BackingKind};
 use crate::disk::file::{self, CreateOptions, Inspection, Mode};
 use crate::disk::{ReplicaHealth, ReplicaName, ReplicaState};
+use crate::format::Kinship;
 use crate::store::commit::Force;
 use crate::store::{StoreError, recover};
 use std::path::Path;
@@ -156,19 +157,21 @@ impl Volume {
     /// A former replica may have been written alone, and hold what nobody else has: that is for a person to decide.
     fn not_mounted_elsewhere(&self, backing: Arc<dyn Backing>, path: &Path) -> Result<Arc<dyn Backing>, StoreError> {
         let ours = self.store.durable_root();
-        if let Some(theirs) = recover::roots_on(&*backing, &self.label, EXAMINE_WAIT).first()
-            && !ours.follows(theirs.epoch().id, theirs.version)
-        {
-            close_all(&[backing]);
-            return Err(refused(format!(
-                "{}: was written apart from the others (root {} of {}); its changes would be lost. Look at it with \
-                 `stablefs mount -o degraded`, or empty it, then replace again",
-                path.display(),
-                theirs.version,
-                crate::world::utc(theirs.time_ns)
-            )));
-        }
-        Ok(backing)
+        let Some(theirs) = recover::roots_on(&*backing, &self.label, EXAMINE_WAIT).into_iter().next() else {
+            return Ok(backing);
+        };
+        let why = match ours.kinship(theirs.epoch().id, theirs.version) {
+            Kinship::Past => return Ok(backing),
+            Kinship::Forked => "was written apart from the others; its changes would be lost",
+            Kinship::TooOld => "is too old to compare; it may have been written apart, and its changes would be lost",
+        };
+        close_all(&[backing]);
+        Err(refused(format!(
+            "{}: {why} (root {} of {}). Look at it with `stablefs mount -o degraded,ro`, or empty it, then replace again",
+            path.display(),
+            theirs.version,
+            crate::world::utc(theirs.time_ns)
+        )))
     }
 }
 

@@ -33,10 +33,31 @@ fn come_until(
     disk: &Arc<SimDisk>,
     progress: &mut dyn FnMut(&Progress) -> bool,
 ) -> Result<ReturnReport, StoreError> {
-    store.mirror().release(1);
+    come_to(store, 1, disk, progress)
+}
+
+fn come_to(
+    store: &Store,
+    slot: usize,
+    disk: &Arc<SimDisk>,
+    progress: &mut dyn FnMut(&Progress) -> bool,
+) -> Result<ReturnReport, StoreError> {
+    store.mirror().release(slot);
     let backing = disk.reopen();
     let found = examine(&*backing, Duration::from_secs(1)).unwrap();
-    bring_back(store, 1, "/disk/1".into(), backing, &found, progress)
+    bring_back(store, slot, format!("/disk/{slot}"), backing, &found, progress)
+}
+
+/// The disk in `slot` goes away and comes back, `rounds` times: each time an epoch begins.
+fn come_and_go(rig: &Rig, store: &Store, slot: usize, rounds: u64) {
+    for round in 0..rounds {
+        rig.disks[slot].faults(|faults| faults.gone = true);
+        write(store, 26, round % 50, 1, round as u8).unwrap();
+        store.commit(Force::Always).unwrap();
+        assert!(!store.mirror().members().contains(slot), "round {round}");
+        rig.disks[slot].relieve(true);
+        come_to(store, slot, &rig.disks[slot], &mut |_| true).unwrap();
+    }
 }
 
 /// All data and nodes are gone from the second disk; labels and roots are not.
@@ -187,4 +208,124 @@ fn one_that_may_have_more_than_the_others_is_not_taken_back() {
     );
     let there = examine(&*rig.disks[1].reopen(), Duration::from_secs(1)).unwrap();
     assert_eq!(there.roots[0].1.version, root.version, "nothing on it is changed");
+}
+
+#[test]
+fn the_epoch_of_one_that_is_away_outlives_a_third_that_comes_and_goes() {
+    // SEMANTICS: RET-4
+    let rig = Rig::new(7, 3);
+    let (store, _) = rig.open(false).unwrap();
+    apart_of_three(&rig, &store);
+    let went = store.durable_root().members[1].synced_txg;
+    come_and_go(&rig, &store, 2, crate::format::root::CHAIN_MAX as u64 + 20);
+    rig.disks[1].relieve(true);
+    let report = come(&store, &rig.disks[1]).unwrap();
+    assert_eq!((report.since_group, report.lost), (went, 0), "{report:?}");
+    assert_eq!(store.mirror().members().in_sync, 0b111);
+    nothing_is_damaged(&store);
+}
+
+fn apart_of_three(rig: &Rig, store: &Store) {
+    for group in 0..6 {
+        write(store, 20 + group % 4, group * 3 % 60, 3, group as u8).unwrap();
+        store.commit(Force::Always).unwrap();
+    }
+    rig.disks[1].faults(|faults| faults.gone = true);
+    write(store, 25, 0, 1, 9).unwrap();
+    store.commit(Force::Always).unwrap();
+    assert_eq!(store.mirror().members().in_sync, 0b101);
+}
+
+/// An old copy, from before the oldest epoch that is remembered: it may be the past or a fork, and is called neither.
+#[test]
+fn what_is_too_old_to_compare_is_named_so_and_left_alone() {
+    // SEMANTICS: RET-4
+    let rig = Rig::new(8, 2);
+    let (store, _) = rig.open(false).unwrap();
+    write(&store, 20, 0, 3, 1).unwrap();
+    store.commit(Force::Always).unwrap();
+    let old = rig.disks[1].snapshot();
+    come_and_go(&rig, &store, 1, crate::format::root::CHAIN_MAX as u64 + 2);
+    rig.disks[1].faults(|faults| faults.gone = true);
+    write(&store, 20, 0, 3, 2).unwrap();
+    store.commit(Force::Always).unwrap();
+    rig.disks[1].relieve(true);
+    rig.disks[1].restore(old);
+    let newest = |disk: &Arc<SimDisk>| examine(&*disk.reopen(), Duration::from_secs(1)).unwrap().roots[0].1.clone();
+    let before = newest(&rig.disks[1]);
+    let said = come(&store, &rig.disks[1]).unwrap_err().to_string();
+    assert!(said.contains("too old to compare") && said.contains("replace"), "{said}");
+    assert_eq!(newest(&rig.disks[1]), before, "nothing on it is changed");
+    store.commit(Force::Clean).unwrap();
+    drop(store);
+    let said = rig.open(true).map(drop).unwrap_err().to_string();
+    assert!(said.contains("too old to compare") && said.contains("/disk/1") && !said.contains("split brain"), "{said}");
+}
+
+#[test]
+fn what_the_others_gave_back_is_given_back() {
+    let rig = Rig::new(9, 2);
+    let (store, _) = rig.open(false).unwrap();
+    apart(&rig, &store, 12, 2);
+    lose_old_blocks(&rig, &store); // all zones are looked at, then
+    let geometry = &store.label().geometry;
+    let last = geometry.zones - 1;
+    let backed = store.allocator().backed_units(store.mirror(), last).unwrap();
+    let units = geometry.zone_len(last).div_ceil(geometry.unit_blocks());
+    let spare = (0..units).find(|unit| backed >> unit & 1 == 0).expect("a unit without space below");
+    let addr = geometry.zone_at(last) + u64::from(spare * geometry.unit_blocks());
+    for disk in &rig.disks {
+        disk.poke(addr, [7; BLOCK]);
+    }
+    let report = come(&store, &rig.disks[1]).unwrap();
+    assert_eq!(report.since_group, 0, "{report:?}");
+    assert_eq!(rig.disks[1].peek(addr)[0], 0, "what lay there was given back");
+    assert_eq!(rig.disks[0].peek(addr)[0], 7, "and only on the one that returned");
+    nothing_is_damaged(&store);
+}
+
+/// Answers nothing.
+#[derive(Default)]
+struct Silent(crate::sync::Mutex<Vec<crate::disk::backing::Answer>>);
+
+impl Backing for Silent {
+    fn submit(&self, _: Op) -> Ticket {
+        let (ticket, answer) = crate::disk::backing::request();
+        self.0.lock().push(answer);
+        ticket
+    }
+    fn facts(&self) -> crate::disk::backing::BackingFacts {
+        unreachable!("nobody asks")
+    }
+    fn in_flight(&self) -> usize {
+        self.0.lock().len()
+    }
+    fn close(&self) {}
+    fn is_closed(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn renouncing_waits_for_the_deadline_and_no_longer_than_it_is_wanted() {
+    let root = (3, crate::format::root::tests::sample());
+    let asked = Silent::default();
+    let said = renounce(&asked, &root, Duration::ZERO, &mut || true).unwrap_err();
+    assert!(said.contains("does not answer") && asked.in_flight() == 1, "{said}, {} requests", asked.in_flight());
+    let said = renounce(&Silent::default(), &root, Duration::from_secs(3600), &mut || false).unwrap_err();
+    assert_eq!(said, "stopped");
+}
+
+#[test]
+fn a_sample_can_be_stopped() {
+    let rig = Rig::new(10, 2);
+    let (store, _) = rig.open(false).unwrap();
+    apart(&rig, &store, 12, 2);
+    let (mut looks, reads) = (0, rig.disks[1].counters().medium_reads);
+    let stopped = come_until(&store, &rig.disks[1], &mut |progress| {
+        looks += u32::from(progress.what == "proving a sample");
+        progress.what != "proving a sample"
+    });
+    assert!(stopped.unwrap_err().to_string().contains("stopped"));
+    assert_eq!((looks, rig.disks[1].counters().medium_reads), (1, reads), "nothing was proven any more");
 }
