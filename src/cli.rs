@@ -305,6 +305,9 @@ pub(crate) struct FsckArgs {
     /// Check although the volume was closed in order (it always is checked)
     #[arg(short = 'f', hide = true)]
     force: bool,
+    /// Do not wait to see whether another host still uses the volume: you know that it is dead
+    #[arg(long)]
+    force_owner: bool,
     /// Tell more
     #[arg(short, long)]
     verbose: bool,

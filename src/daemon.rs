@@ -135,6 +135,7 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
         read_only: job.options.read_only,
         degraded: job.options.degraded,
         accept_stale: job.options.accept_stale,
+        force_owner: job.options.force_owner,
         deadline: job.options.deadline,
         ..OpenOptions::default()
     };

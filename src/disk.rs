@@ -19,8 +19,8 @@ pub use backing::{Backing, BackingFacts, BackingKind, Done, Facts, Op, Ticket};
 pub use buffer::{Buf, Slice};
 pub use file::{CreateOptions, Inspection, Mode, OpenError, inspect, open};
 pub use mirror::{
-    Combination, Damage, Happened, Left, Members, Mirror, Proof, Recipe, ReplicaCounters, ReplicaHealth, ReplicaState,
-    What,
+    Combination, Damage, Guard, Happened, Left, Members, Mirror, Proof, Recipe, ReplicaCounters, ReplicaHealth,
+    ReplicaState, Standing, What,
 };
 
 use crate::format::{Addr, Uuid};

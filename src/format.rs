@@ -11,6 +11,7 @@
 //!
 //! Reserved bytes are written zero and checked zero. Type tag 0 is never valid.
 
+pub mod beat;
 pub mod block;
 pub mod chain;
 pub mod dead;
@@ -23,6 +24,7 @@ pub mod node;
 pub mod root;
 pub mod space;
 
+pub use beat::{Beat, BeatState};
 pub use block::{BlockPtr, Header, Kind, VolumeSeed};
 pub use chain::Kinship;
 pub use geometry::Geometry;

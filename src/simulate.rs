@@ -418,8 +418,13 @@ impl Bench {
             let known = witness.lock().get(&root.volume).cloned();
             known.map_or(Ok(()), |known| known.check(root, here))
         };
-        let host =
-            Host { world: self.clock.clone(), deadline: DEADLINE, check: &check, on_shrink: self.on_shrink(false) };
+        let host = Host {
+            world: self.clock.clone(),
+            deadline: DEADLINE,
+            check: &check,
+            on_shrink: self.on_shrink(false),
+            claim: &|_| Ok(()),
+        };
         let outcome = if present.is_empty() {
             Err(StoreError::Refused("nothing to check".into()))
         } else {
@@ -459,7 +464,7 @@ impl Bench {
             on_shrink: Some(on_shrink),
             hold: true,
         };
-        crate::volume::open_store(present, options, seen, ask.accept_stale, self.clock.clone())
+        crate::volume::open_store(present, options, seen, ask.accept_stale, self.clock.clone(), &|_| Ok(()))
     }
 
     /// Open on all disks, and mount.

@@ -6,6 +6,7 @@
 
 pub mod availability;
 pub mod away;
+pub mod beat;
 pub mod events;
 pub mod fsck;
 pub mod members;
@@ -27,6 +28,9 @@ use crate::store::{Store, StoreError, StoreOptions};
 use crate::sync::Instant;
 use crate::sync::Mutex;
 use crate::world::{Machine, World};
+use beat::opening::Opening;
+use beat::watch::Patience;
+use beat::{Beating, Heart, Use};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -81,6 +85,8 @@ pub struct OpenOptions {
     pub degraded: bool,
     /// Although this host has seen a newer state of the volume on a replica that is missing now.
     pub accept_stale: bool,
+    /// Although another host may still use the volume: its heartbeat is not waited for.
+    pub force_owner: bool,
     /// Longest wait for one call; a replica gets 40 % of it for one request.
     pub deadline: Duration,
     /// Store behaviour beside `read_only`.
@@ -93,6 +99,7 @@ impl Default for OpenOptions {
             read_only: false,
             degraded: false,
             accept_stale: false,
+            force_owner: false,
             deadline: Duration::from_secs(5),
             store: StoreOptions::default(),
         }
@@ -114,6 +121,8 @@ pub struct Volume {
     options: OpenOptions,
     opened: Instant,
     engine: Mutex<Option<Engine>>,
+    heart: Arc<Heart>,
+    beating: Mutex<Option<Beating>>,
     found_as: events::FoundAs,
     recorder: Mutex<Option<events::Recorder>>,
     /// Long work that is under way.
@@ -292,13 +301,15 @@ pub fn open_paths(paths: &[PathBuf], mode: Mode) -> Result<(Vec<Present>, Vec<(S
     Ok((present, absent))
 }
 
-/// Open the store of `present` and recover, where this host has `seen` a state of it. `open` must hold.
+/// Open the store of `present` and recover, where this host has `seen` a state of it. `open` must hold. `claim` is called
+/// before anything is written.
 pub(crate) fn open_store(
     mut present: Vec<Present>,
     open: OpenStore,
     seen: Option<Witness>,
     accept_stale: bool,
     world: Arc<dyn World>,
+    claim: &dyn Fn(&Store) -> Result<(), StoreError>,
 ) -> Result<(Store, Report), StoreError> {
     if accept_stale {
         recover::believe_older(&mut present)?;
@@ -310,6 +321,7 @@ pub(crate) fn open_store(
     }
     recover::refuse_blind(&present, &choice)?;
     let (store, mut report) = recover::open(present, open, world)?;
+    claim(&store)?;
     if seen.is_some_and(|seen| seen.is_apart(&choice.root)) {
         store.begin_apart();
     }
@@ -331,7 +343,7 @@ impl Volume {
     }
 
     fn recover(
-        present: Vec<Present>,
+        mut present: Vec<Present>,
         absent: Vec<(String, String)>,
         options: &OpenOptions,
     ) -> Result<Volume, StoreError> {
@@ -342,9 +354,14 @@ impl Volume {
         let label = present[0].found.label.clone();
         let paths = present.iter().map(|p| p.path.clone()).collect::<Vec<_>>();
         let patience = options.deadline.mul_f64(WITNESS_SHARE);
+        let world: Arc<dyn World> = Arc::new(Machine);
+        let usage = if options.read_only { Use::Read } else { Use::Write };
+        let force = if options.force_owner { Patience::Force } else { Patience::Wait };
+        let deadline = options.deadline.mul_f64(0.4);
+        let opening = Opening::look(&mut present, usage, force, deadline, &world)?;
         let store = OpenStore {
             degraded: options.degraded,
-            deadline: options.deadline.mul_f64(0.4),
+            deadline,
             store: StoreOptions { read_only: options.read_only, ..options.store.clone() },
             on_shrink: Some(Box::new(move |root| witness::write(root, &paths, patience))),
             hold: true,
@@ -354,11 +371,18 @@ impl Volume {
         let found_as = recover::choose(&present)
             .map(|choice| events::FoundAs { clean: choice.root.clean, last_root_ns: choice.root.time_ns })
             .unwrap_or_default();
-        let opened = open_store(present, store, seen, options.accept_stale, Arc::new(Machine));
-        let (store, report) = opened.map_err(|error| match error {
-            StoreError::Refused(text) if !why.is_empty() => StoreError::Refused(format!("{why}; {text}")),
-            other => other,
-        })?;
+        let opened =
+            open_store(present, store, seen, options.accept_stale, world, &|store: &Store| opening.claim(store));
+        let (store, report) = match opened {
+            Ok(both) => both,
+            Err(error) => {
+                opening.give_up();
+                return Err(match error {
+                    StoreError::Refused(text) if !why.is_empty() => StoreError::Refused(format!("{why}; {text}")),
+                    other => other,
+                });
+            }
+        };
         for (path, why) in &report.behind {
             log::warn!("replica {path} is not in sync ({why})");
         }
@@ -374,6 +398,8 @@ impl Volume {
             options: options.clone(),
             opened: Instant::now(),
             engine: Mutex::new(None),
+            heart: opening.into_heart(),
+            beating: Mutex::new(None),
             found_as,
             recorder: Mutex::new(None),
             work: Mutex::new(None),
@@ -393,6 +419,9 @@ impl Volume {
                 true => Engine::watch(&self.store)?,
                 false => Engine::start(&self.store, COMMIT_INTERVAL)?,
             });
+            let store = self.store.clone();
+            let on_taken = move |error: &StoreError| store.fail(error);
+            *self.beating.lock() = Some(Beating::start(self.heart.clone(), self.mirror.clone(), on_taken)?);
         }
         Ok(())
     }
@@ -435,6 +464,9 @@ impl Volume {
             engine.stop();
         }
         let result = if self.options.read_only { Ok(()) } else { self.store.commit(Force::Clean) };
+        drop(self.beating.lock().take());
+        let result = result.and_then(|()| Ok(self.heart.release(&self.mirror)?));
+        self.mirror.set_guard(None);
         let hanging = self.mirror.close(self.options.deadline);
         result.map(|()| hanging)
     }

@@ -4,10 +4,20 @@
 //! *Fails when*: exit code 8 and one line. *Order*: none. *Not here*: the work (`volume::fsck`).
 
 use super::{FsckArgs, complain, progress_bar};
-use crate::volume::fsck::{FsckOptions, FsckReport, Rebuild, fsck as check};
+use crate::volume::beat::watch::Patience;
+use crate::volume::fsck::{FsckOptions, FsckReport, Rebuild, fsck_owned};
+use std::io::Write;
 
 /// Exit code of fsck: it failed itself.
 const FAILED: u8 = 8;
+
+/// What is waited for is told at once; everything else is in the report.
+fn tell_waiting() {
+    let mut builder = env_logger::Builder::new();
+    builder.filter_module("stablefs::volume::beat", log::LevelFilter::Warn);
+    builder.format(|out, record| writeln!(out, "stablefs: {}", record.args()));
+    let _ = builder.try_init(); // nothing else logs here
+}
 
 /// Check a volume, and repair it where asked.
 pub(super) fn fsck(args: &FsckArgs) -> u8 {
@@ -18,6 +28,7 @@ pub(super) fn fsck(args: &FsckArgs) -> u8 {
             return super::offline::FSCK_USAGE;
         }
     };
+    tell_waiting();
     let bar = progress_bar("{msg} [{bar:40}] {percent}% of {len} blocks, {eta} left", Some(0), args.json);
     let mut progress = |what: &str, done: u64, total: u64| {
         if !bar.is_hidden() {
@@ -30,7 +41,8 @@ pub(super) fn fsck(args: &FsckArgs) -> u8 {
     };
     let options = FsckOptions { repair: (args.repair || args.preen) && !args.look, quick: false };
     let rebuild = if args.repair { Rebuild::Allowed } else { Rebuild::Never };
-    let result = check(&replicas, &options, rebuild, &mut progress);
+    let patience = if args.force_owner { Patience::Force } else { Patience::Wait };
+    let result = fsck_owned(&replicas, &options, rebuild, patience, &mut progress);
     bar.finish_and_clear();
     match result {
         Ok(report) if args.json => {

@@ -24,6 +24,8 @@ pub struct MountOptions {
     pub degraded: bool,
     /// `accept_stale`: mount although this host has seen a newer state on a replica that is missing now.
     pub accept_stale: bool,
+    /// `force-owner`: do not wait to see whether another host still uses the volume.
+    pub force_owner: bool,
     /// `allow_other`; `None`: root allows, others do not.
     pub allow_other: Option<bool>,
     /// `deadline=5s`: how long a backing may take.
@@ -62,6 +64,7 @@ impl Default for MountOptions {
             read_only: false,
             degraded: false,
             accept_stale: false,
+            force_owner: false,
             allow_other: None,
             deadline: DEADLINE_DEFAULT,
             fsname: None,
@@ -113,7 +116,7 @@ const IGNORED: &[&str] = &[
 const KERNELS: &[&str] = &["blksize", "group_id", "max_read", "user_id"];
 
 /// Every option that means something, for the error text.
-const KNOWN: &str = "ro, rw, degraded, accept_stale, allow_other, deadline=, fsname=, subtype=, writeback, threads=, noatime, log=, \
+const KNOWN: &str = "ro, rw, degraded, accept_stale, force-owner, allow_other, deadline=, fsname=, subtype=, writeback, threads=, noatime, log=, \
                      on-event=, return, noreturn, foreground, dev, nodev, suid, nosuid, exec, noexec, remount";
 
 /// What to do with options that nobody knows.
@@ -159,6 +162,7 @@ fn parse_word(word: &str, options: &mut MountOptions) -> Result<bool, String> {
         ("rw", None) => options.read_only = false,
         ("degraded", None) => options.degraded = true,
         ("accept_stale", None) => options.accept_stale = true,
+        ("force-owner" | "force_owner", None) => options.force_owner = true,
         ("allow_other", None) => options.allow_other = Some(true),
         ("noallow_other", None) => options.allow_other = Some(false),
         ("writeback", None) => options.writeback = true,

@@ -26,6 +26,7 @@
 
 mod batch;
 mod combine;
+mod guard;
 mod happened;
 mod membership;
 mod read;
@@ -34,6 +35,7 @@ mod slot;
 mod write;
 
 pub use combine::{CANDIDATES_MAX, Combination, Recipe};
+pub use guard::{Guard, Standing};
 pub use happened::{Happened, LOST_MAX, WAITING_MAX, What};
 pub use membership::Left;
 pub use repair::{Damage, Proof};
@@ -136,7 +138,7 @@ impl Mirror {
             geometry,
             deadline,
             counted: (0..=REPLICAS_MAX).map(|_| Counted::default()).collect(),
-            table: RwLock::new(Table { rows, generation: 1, latched: None }),
+            table: RwLock::new(Table { rows, generation: 1, latched: None, guard: None }),
             gate: RwLock::new(()),
             turns: (0..REPAIR_TURNS).map(|_| Mutex::new(())).collect(),
             served_last: AtomicUsize::new(0),
@@ -357,10 +359,6 @@ impl Mirror {
             log::error!("no replica takes writes any more: {cause}");
         }
         DiskError::NoReplica(why)
-    }
-
-    fn check_latch(&self) -> Result<(), DiskError> {
-        self.table.read().latched.clone().map_or(Ok(()), |cause| Err(DiskError::NoReplica(cause)))
     }
 
     fn count(&self, replica: usize, counter: fn(&Counted) -> &crate::sync::atomic::AtomicU64) {

@@ -52,12 +52,14 @@ pub enum Kind {
     DeadList = 6,
     /// B+tree node.
     Node = 7,
+    /// Who uses the replica now.
+    Beat = 8,
 }
 
 impl Kind {
     fn from_tag(tag: u8) -> Option<Kind> {
         use Kind::*;
-        [Label, Root, LogRecord, SpaceNode, Bitmap, DeadList, Node].into_iter().find(|k| *k as u8 == tag)
+        [Label, Root, LogRecord, SpaceNode, Bitmap, DeadList, Node, Beat].into_iter().find(|k| *k as u8 == tag)
     }
     /// Name used in errors and reports.
     pub fn name(self) -> &'static str {
@@ -69,11 +71,12 @@ impl Kind {
             Kind::Bitmap => "bitmap",
             Kind::DeadList => "dead list",
             Kind::Node => "tree node",
+            Kind::Beat => "heartbeat",
         }
     }
     /// Whether nothing points at blocks of this kind, so that they carry their own checksum.
     pub fn proves_itself(self) -> bool {
-        matches!(self, Kind::Label | Kind::Root | Kind::LogRecord)
+        matches!(self, Kind::Label | Kind::Root | Kind::LogRecord | Kind::Beat)
     }
 }
 

@@ -8,6 +8,7 @@
 //! | region | first block | blocks |
 //! |---|---|---|
 //! | label, label copy | 0, 16 | 1 each |
+//! | heartbeat | 24 | 1 |
 //! | root slot i of 16 | 32 + 16 i | 1 each (64 KiB apart) |
 //! | space nodes, level by level, two slots each | 288 | 2 × nodes |
 //! | log ring | next multiple of 256 | `log_blocks` |
@@ -17,6 +18,8 @@
 
 use super::{Addr, Corrupt, require};
 
+/// The heartbeat, between the copies of the label and the root slots.
+pub const BEAT_AT: Addr = 24;
 /// Root slots.
 pub const ROOT_SLOTS: usize = 16;
 /// Blocks between root slots: 64 KiB.

@@ -428,6 +428,7 @@ fn offline(case: &Case<'_>, repair: bool, tally: &mut Tally) -> Result<(), Strin
         deadline: DEADLINE,
         check: &|_, _| Ok(()),
         on_shrink: Box::new(|_| {}),
+        claim: &|_| Ok(()),
     };
     let report = fsck::run(present(&disks, &watch), &[], &options, host, &mut |_, _, _| {});
     watch.verdict()?;

@@ -14,6 +14,8 @@ use crate::format::{Label, Uuid};
 use crate::store::StoreError;
 use crate::store::recover::{self, Found};
 use crate::sync::Instant;
+use crate::volume::beat::Heart;
+use crate::volume::beat::watch::Spot;
 use crate::volume::replace::back::{ReturnReport, bring_back};
 use std::path::Path;
 use std::sync::Arc;
@@ -33,7 +35,7 @@ fn is_away(health: &ReplicaHealth) -> bool {
 }
 
 /// A replica that is not in sync.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Away {
     /// Its slot.
     pub slot: usize,
@@ -41,6 +43,7 @@ pub struct Away {
     pub places: Vec<String>,
     replica: Uuid,
     label: Label,
+    heart: Arc<Heart>,
 }
 
 /// A replica whose place answers.
@@ -77,7 +80,7 @@ impl Away {
                 opened => break opened.map_err(|error| error.to_string())?,
             }
         };
-        let found = match recover::examine(&*backing, EXAMINE_WAIT) {
+        let found = match self.examine(place, &backing) {
             Ok(found) if found.label.volume == self.label.volume && found.label.replica == self.replica => found,
             Ok(found) => {
                 close_all(&[backing]);
@@ -86,10 +89,20 @@ impl Away {
             }
             Err(why) => {
                 close_all(&[backing]);
-                return Err(format!("{place}: {why}"));
+                return Err(super::sentence(place, &why));
             }
         };
         Ok(Opened { slot: self.slot, path: place.to_owned(), backing, found })
+    }
+
+    /// Who is there, once it is known that no other host uses it.
+    fn examine(&self, place: &str, backing: &Arc<dyn Backing>) -> Result<Found, String> {
+        let found = recover::examine(&**backing, EXAMINE_WAIT)?;
+        let spot = Spot { path: place.to_owned(), label: found.label.clone(), backing: backing.clone() };
+        match self.heart.admit(spot).map_err(|refusal| refusal.to_string())? {
+            true => recover::examine(&**backing, EXAMINE_WAIT),
+            false => Ok(found),
+        }
     }
 }
 
@@ -122,6 +135,7 @@ impl Volume {
             },
             replica: health.name.uuid,
             label: self.label.clone(),
+            heart: self.heart.clone(),
         }
     }
 

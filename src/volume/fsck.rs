@@ -9,6 +9,9 @@
 //!
 //! Exit codes, as in fsck(8): 0 no errors · 1 errors corrected · 4 errors left uncorrected · 8 operational error.
 
+use super::beat::Use;
+use super::beat::opening::Opening;
+use super::beat::watch::Patience;
 use super::{EXAMINE_WAIT, OpenOptions, Volume, open_paths, refused};
 use crate::disk::ReplicaState;
 use crate::disk::backing::Backing;
@@ -20,6 +23,7 @@ use crate::store::commit::Force;
 use crate::store::history::ShrinkHook;
 use crate::store::recover::{self, LogEnd, OpenStore};
 use crate::store::{Need, Store, StoreError, StoreOptions};
+use crate::sync::Mutex;
 use crate::world::{Machine, World};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -30,6 +34,8 @@ use std::time::Duration;
 const ROUNDS_MAX: usize = 6;
 /// Lines about what was put together that a report holds; the rest is counted.
 const LINES_MAX: usize = 100;
+/// Of one request to a replica.
+const DEADLINE: Duration = Duration::from_secs(30);
 /// Items that one repair transaction changes.
 const ITEMS_AT_ONCE: usize = 256;
 
@@ -99,22 +105,51 @@ pub fn fsck(
     rebuilding: Rebuild,
     progress: FsckProgress<'_>,
 ) -> Result<FsckReport, StoreError> {
+    fsck_owned(paths, options, rebuilding, Patience::Wait, progress)
+}
+
+/// As [`fsck`], where another host may still use the volume.
+pub fn fsck_owned(
+    paths: &[PathBuf],
+    options: &FsckOptions,
+    rebuilding: Rebuild,
+    patience: Patience,
+    progress: FsckProgress<'_>,
+) -> Result<FsckReport, StoreError> {
     let mode = if options.repair { Mode::Write } else { Mode::ReadOnly };
-    let (present, absent) = open_paths(paths, mode)?;
+    let (mut present, absent) = open_paths(paths, mode)?;
     let backings: Vec<Arc<dyn Backing>> = present.iter().map(|p| p.backing.clone()).collect();
     if present.is_empty() {
         let why: Vec<String> = absent.iter().map(|(path, why)| super::sentence(path, why)).collect();
         return refused(format!("nothing to check: {}", why.join("; ")));
     }
     let known: Vec<String> = present.iter().map(|p| p.path.clone()).collect();
+    let world: Arc<dyn World> = Arc::new(Machine);
+    let usage = if options.repair { Use::Write } else { Use::Read };
+    let opening = match Opening::look(&mut present, usage, patience, DEADLINE, &world) {
+        Ok(opening) => opening,
+        Err(refusal) => {
+            super::close_all(&backings);
+            return Err(refusal);
+        }
+    };
+    let beating = Mutex::new(None);
+    let claim = |store: &Store| {
+        opening.claim(store)?;
+        *beating.lock() = Some(opening.beat_for(store.mirror())?);
+        Ok(())
+    };
     let host = Host {
-        world: Arc::new(Machine),
-        deadline: Duration::from_secs(30),
+        world,
+        deadline: DEADLINE,
+        claim: &claim,
         check: &|root, present| super::witness::check(root, present, EXAMINE_WAIT),
         on_shrink: Box::new(move |root| super::witness::write(root, &known, EXAMINE_WAIT)),
     };
     let judged = if options.repair { judge_absent(&present, &absent, rebuilding) } else { Ok(Vec::new()) };
     let result = judged.and_then(|vanished| Ok((vanished, run(present, &absent, options, host, progress)?)));
+    drop(beating.lock().take());
+    opening.give_up();
     super::close_all(&backings);
     let (vanished, (mut report, behind)) = result?;
     if options.repair && rebuilding == Rebuild::Allowed && report.left.len() == absent.len() + behind.len() {
@@ -209,6 +244,8 @@ pub(crate) struct Host<'a> {
     pub check: &'a WitnessCheck,
     /// Told before anything is acknowledged with fewer replicas.
     pub on_shrink: ShrinkHook,
+    /// Called before a repair writes anything.
+    pub claim: &'a dyn Fn(&Store) -> Result<(), StoreError>,
 }
 
 /// Check (and repair) what is on the replicas that are there; rebuilds none.
@@ -235,6 +272,9 @@ pub(crate) fn run(
         hold: true,
     };
     let (store, mut opened) = recover::open(present, open, host.world)?;
+    if options.repair {
+        (host.claim)(&store)?;
+    }
     let behind = opened.behind.clone();
     for (path, why) in absent.iter().chain(&behind) {
         report.findings.push(format!("replica {}", super::sentence(path, why)));

@@ -135,6 +135,14 @@ impl Volume {
     fn judge(&self, replicas: &[ReplicaStatus]) -> (String, String, Option<String>) {
         let is = |r: &&ReplicaStatus, state: ReplicaState| r.state == state.name();
         let in_sync = replicas.iter().filter(|r| is(r, ReplicaState::InSync)).count();
+        if let Some(taken) = self.heart.taken() {
+            let meaning = format!(
+                "{taken}; reads go on, every change fails. If that host took the volume by force, what both wrote last may \
+                 be damaged"
+            );
+            let action = "unmount it here; then, where it is mounted: stablefs scrub MOUNTPOINT".to_owned();
+            return ("failed".into(), meaning, Some(action));
+        }
         if let Err(error) = self.store.check_alive() {
             let action = "unmount, look at the replicas and their disks, mount again".to_owned();
             return ("failed".into(), format!("{error}; what was acknowledged before is safe"), Some(action));

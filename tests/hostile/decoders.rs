@@ -10,7 +10,7 @@ use stablefs::format::item::{FileMap, decode_xattr_head, encode_xattr};
 use stablefs::format::log::{self, Entry};
 use stablefs::format::node::{self, Node};
 use stablefs::format::space::{Bitmap, SpaceEntry, decode_node, encode_node};
-use stablefs::format::{BLOCK, Extent, Inode, ItemKind, Key, Label, Root, block, dead, item};
+use stablefs::format::{BLOCK, Beat, Extent, Inode, ItemKind, Key, Label, Root, block, dead, item};
 use stablefs::fs::acl::Acl;
 use stablefs::simulate::mutate::canvas::{Canvas, get};
 use stablefs::simulate::mutate::damage;
@@ -34,11 +34,24 @@ fn as_blocks(sample: &Sample, bytes: &[u8], addr: u64, accepted: &mut Accepted) 
     let (volume, geometry) = (label.volume, &label.geometry);
     let (level, count, birth) = (get(bytes, 5, 1), get(bytes, 8, 4), get(bytes, 40, 8));
     let before = accepted.blocks;
-    let kinds = [Kind::Label, Kind::Root, Kind::LogRecord, Kind::SpaceNode, Kind::Bitmap, Kind::DeadList, Kind::Node];
+    let kinds = [
+        Kind::Label,
+        Kind::Root,
+        Kind::LogRecord,
+        Kind::SpaceNode,
+        Kind::Bitmap,
+        Kind::DeadList,
+        Kind::Node,
+        Kind::Beat,
+    ];
     kinds.iter().for_each(|kind| drop(block::open(bytes, *kind, None, addr)));
     if let Ok(found) = Label::decode(bytes, addr) {
         // Compatible features are for later versions to set.
         assert!(get(bytes, 80, 8) != 0 || found.encode(addr) == bytes, "accepted, but never written so: {found:?}");
+        accepted.blocks += 1;
+    }
+    if let Ok(found) = Beat::decode(bytes, volume) {
+        same(&found, &found.encode(volume), bytes);
         accepted.blocks += 1;
     }
     if let Ok(found) = Root::decode(bytes, (addr.saturating_sub(32) / 16 % 16) as usize, volume, geometry) {

@@ -246,7 +246,7 @@ impl Mirror {
             let happened = Happened::new(What::Omission, &format!("block {addr} {damage}"));
             self.tell_of(lane.slot, Happened { addr, owner, ..happened });
         }
-        if !state.takes_writes() || lane.backing.facts().read_only {
+        if !state.takes_writes() || lane.backing.facts().read_only || self.check_guard().is_err() {
             return false;
         }
         let write = Op::Write { addr, data: vec![Slice::whole(good.clone())] };

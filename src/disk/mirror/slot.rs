@@ -260,6 +260,8 @@ pub(super) struct Table {
     pub generation: u64,
     /// Why every write fails for good.
     pub latched: Option<String>,
+    /// Asked before each write.
+    pub guard: Option<Arc<dyn super::Guard>>,
 }
 
 impl Table {

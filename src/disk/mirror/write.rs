@@ -97,6 +97,9 @@ impl Mirror {
     }
 
     fn punch_lanes(&self, addr: Addr, blocks: u64, wanted: impl Fn(&Lane) -> bool) {
+        if self.check_guard().is_err() {
+            return;
+        }
         let _open = self.gate.read();
         let mut lanes = self.lanes(ReplicaState::takes_writes);
         lanes.retain(wanted);
@@ -226,6 +229,21 @@ impl Mirror {
         op: &dyn Fn(usize) -> Op,
     ) -> Result<(), DiskError> {
         self.check_latch()?;
+        self.on_lanes_now(wanted, count, what, op)
+    }
+
+    /// As [`Mirror::on_writable`], for whoever may write.
+    pub(super) fn on_writable_now(&self, count: usize, what: &str, op: &dyn Fn(usize) -> Op) -> Result<(), DiskError> {
+        self.on_lanes_now(ReplicaState::takes_writes, count, what, op)
+    }
+
+    fn on_lanes_now(
+        &self,
+        wanted: impl Fn(ReplicaState) -> bool,
+        count: usize,
+        what: &str,
+        op: &dyn Fn(usize) -> Op,
+    ) -> Result<(), DiskError> {
         let _open = self.gate.read();
         let lanes = self.lanes(wanted);
         if !lanes.iter().any(|lane| lane.state == ReplicaState::InSync) {

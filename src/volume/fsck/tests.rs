@@ -83,6 +83,7 @@ fn run_on(rig: &Rig, repair: bool) -> FsckReport {
         deadline: Duration::from_secs(1),
         check: &|_, _| Ok(()),
         on_shrink: Box::new(|_| ()),
+        claim: &|_| Ok(()),
     };
     run(present, &[], &FsckOptions { repair, quick: false }, host, &mut |_, _, _| ()).unwrap().0
 }

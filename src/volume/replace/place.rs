@@ -14,6 +14,7 @@ use crate::disk::{ReplicaHealth, ReplicaName, ReplicaState};
 use crate::format::Kinship;
 use crate::store::commit::Force;
 use crate::store::{StoreError, recover};
+use crate::volume::beat::watch::Spot;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -136,7 +137,10 @@ impl Volume {
     pub(in crate::volume) fn open_new(&self, found: &Inspection, own: bool) -> Result<Arc<dyn Backing>, StoreError> {
         if own && found.container && found.size_bytes > 0 {
             match file::open(&found.path, Mode::Write, None) {
-                Ok(backing) => return self.not_mounted_elsewhere(backing, &found.path),
+                Ok(backing) => {
+                    self.not_used_elsewhere(&backing, found)?;
+                    return self.not_mounted_elsewhere(backing, &found.path);
+                }
                 // Whatever it is that cannot be looked at is not overwritten.
                 Err(error) => return Err(refused(error.to_string())),
             }
@@ -144,6 +148,14 @@ impl Volume {
         let blocks = if found.kind == BackingKind::Directory { 0 } else { self.label.geometry.blocks };
         let create = CreateOptions { blocks, replace: own };
         file::open(&found.path, Mode::Write, Some(create)).map_err(|error| refused(error.to_string()))
+    }
+
+    /// Whoever lives and writes there is not written over.
+    fn not_used_elsewhere(&self, backing: &Arc<dyn Backing>, found: &Inspection) -> Result<(), StoreError> {
+        let label = found.label.clone().unwrap_or_else(|| self.label.clone());
+        let spot = Spot { path: found.path.display().to_string(), label, backing: backing.clone() };
+        let admitted = self.heart.admit(spot).map(drop);
+        admitted.inspect_err(|_| close_all(&[backing.clone()]))
     }
 
     /// Whether a root of this volume proves itself there.

@@ -1,0 +1,100 @@
+//! Opening a volume as its owner: from the first look at the heartbeats to a heart that beats.
+//!
+//! *Guarantees*: nothing but heartbeats is written before the volume is ours; if it is not to be opened after all, nobody has to
+//! wait for us. *Assumes*: the replicas are locked, and opened in such a way that nothing is written before [`Opening::claim`].
+//! *Fails when*: another owner lives or is faster, or has written since the replicas were examined: [`StoreError::Refused`].
+//! *Order*: [`Opening::look`] → examine and choose → [`Opening::claim`] → recovery → [`Opening::into_heart`] or
+//! [`Opening::give_up`]. *Not here*: what is looked at (`watch`), what is written (`beat`).
+
+use super::host::Session;
+use super::watch::{Patience, Seen, Spot, spots_of, watch_present};
+use super::{Beating, Heart, Use, machine_clock};
+use crate::disk::Mirror;
+use crate::store::recover::{self, Present};
+use crate::store::{Store, StoreError};
+use crate::sync::Mutex;
+use crate::volume::{EXAMINE_WAIT, refused};
+use crate::world::World;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A volume that is being opened.
+pub struct Opening {
+    heart: Arc<Heart>,
+    seen: Seen,
+    spots: Vec<Spot>,
+    usage: Use,
+    claimed: Mutex<Option<Arc<Mirror>>>,
+}
+
+impl Opening {
+    /// Look who uses the replicas that are `present`, at least one, and wait for those who may live. `deadline` is that of
+    /// one request.
+    ///
+    /// # Errors
+    /// Another host uses them.
+    pub fn look(
+        present: &mut [Present],
+        usage: Use,
+        patience: Patience,
+        deadline: Duration,
+        world: &Arc<dyn World>,
+    ) -> Result<Opening, StoreError> {
+        let session = Session::begin(&**world);
+        let seen = watch_present(&session, present, patience)?;
+        let volume = present[0].found.label.volume;
+        let heart = Heart::new(session, volume, usage, deadline, world.clone(), machine_clock());
+        Ok(Opening { heart: Arc::new(heart), seen, spots: spots_of(present), usage, claimed: Mutex::new(None) })
+    }
+
+    /// The volume is ours from now on. `store` has not written anything.
+    ///
+    /// # Errors
+    /// Another one was faster, or wrote meanwhile.
+    pub fn claim(&self, store: &Store) -> Result<(), StoreError> {
+        *self.claimed.lock() = Some(store.mirror().clone());
+        self.heart.claim(store.mirror(), &self.seen)?;
+        if self.usage == Use::Write && self.seen.elsewhere {
+            self.check_unwritten(store.durable_root().version)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the newest root is still the one that was chosen.
+    fn check_unwritten(&self, chosen: u64) -> Result<(), StoreError> {
+        for spot in &self.spots {
+            let Ok(found) = recover::examine(&*spot.backing, EXAMINE_WAIT) else { continue };
+            if found.roots.first().is_some_and(|(_, root)| root.version > chosen) {
+                return refused(format!(
+                    "{}: another host has written to this volume just now; see that it is unmounted there, then try again",
+                    spot.path
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Beat on `mirror`, for as long as what is given back lives.
+    ///
+    /// # Errors
+    /// There is no thread for it.
+    pub fn beat_for(&self, mirror: &Arc<Mirror>) -> Result<Beating, StoreError> {
+        Beating::start(self.heart.clone(), mirror.clone(), |_| ())
+    }
+
+    /// Ours.
+    pub fn into_heart(self) -> Arc<Heart> {
+        self.heart
+    }
+
+    /// It was not opened after all, or is closed again.
+    pub fn give_up(self) {
+        let Some(mirror) = self.claimed.lock().take() else { return };
+        if self.heart.taken().is_none()
+            && let Err(error) = self.heart.release(&mirror)
+        {
+            ::log::debug!("the heartbeat was not taken back: {error}");
+        }
+        mirror.set_guard(None);
+    }
+}
