@@ -13,7 +13,7 @@ use stablefs::format::event::{self, Event, EventKind, EventState};
 use stablefs::format::geometry as geo;
 use stablefs::format::item::{self, Dirent, FileMap, Time};
 use stablefs::format::space::{self, Bitmap, SpaceEntry};
-use stablefs::format::{self, Geometry, Inode, ItemKind, Key, Uuid, dead, label, node, root};
+use stablefs::format::{self, Beat, BeatState, Geometry, Inode, ItemKind, Key, Uuid, beat, dead, label, node, root};
 
 fn root_folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -73,6 +73,8 @@ fn constants() -> BTreeMap<&'static str, u64> {
         ("CHECKSUM_CRC32C", block::CHECKSUM_CRC32C.into()),
         ("PTR", block::PTR as u64),
         ("FORMAT_VERSION", label::FORMAT_VERSION.into()),
+        ("BEAT_AT", geo::BEAT_AT),
+        ("HOST_NAME_MAX", beat::HOST_NAME_MAX as u64),
         ("VOLUME_LABEL_MAX", label::VOLUME_LABEL_MAX as u64),
         ("ROOT_SLOTS", geo::ROOT_SLOTS as u64),
         ("ROOT_STRIDE", geo::ROOT_STRIDE),
@@ -183,9 +185,9 @@ fn layout_tables_have_no_gap() {
             ends.push(end);
         }
     }
-    // header, pointer, label, root, entry, space node, bitmap, dead list, log record, key, inode, file map, dirent,
+    // header, pointer, label, heartbeat, root, entry, space node, bitmap, dead list, log record, key, inode, file map, dirent,
     // xattr, event, extent
-    assert_eq!(ends, [64, 32, 4096, 4096, 32, 4096, 4096, 4096, 144, 24, 128, 8, 9, 5, 64, 32]);
+    assert_eq!(ends, [64, 32, 4096, 4096, 4096, 32, 4096, 4096, 4096, 144, 24, 128, 8, 9, 5, 64, 32]);
 }
 
 #[test]
@@ -209,6 +211,23 @@ fn encoders_put_fields_where_the_tables_say() {
     let run = dead::Run { addr: 600, blocks: 3, birth: 2 };
     let bytes = dead::encode(volume, 800, 4, Some(next), &[run]);
     assert_eq!((bytes[4], le(&bytes, 64), le(&bytes, 96), bytes[104], le(&bytes, 112)), (6, 9000, 600, 3, 2));
+
+    let beat = Beat {
+        owner: Uuid([1; 16]),
+        host: Uuid([2; 16]),
+        boot: Uuid([3; 16]),
+        sequence: 4,
+        time_ns: 5,
+        started: 6,
+        process: 7,
+        lease_ms: 8,
+        state: BeatState::Released,
+        name: "nm".into(),
+    };
+    let bytes = beat.encode(volume);
+    assert_eq!((bytes[4], le(&bytes, 32), bytes[64], bytes[80], bytes[96]), (8, 24, 1, 2, 3));
+    assert_eq!([le(&bytes, 112), le(&bytes, 120), le(&bytes, 128)], [4, 5, 6]);
+    assert_eq!((bytes[136], bytes[140], bytes[144], &bytes[152..155]), (7, 8, 2, &b"nm\0"[..]));
 
     let key = Key::new(5, ItemKind::Extent, 8);
     let bytes = node::encode_leaf(volume, 500, 7, &[(key, [1, 2, 3])]);

@@ -172,7 +172,7 @@ fn lost_and_damaged_heartbeats_are_omissions_and_no_other_owner() {
         host.beat().unwrap();
         assert_eq!(healed(), [count, 0]);
     }
-    rig.disks[1].faults(|faults| drop(faults.unreadable.insert(BEAT_AT)));
+    rig.disks[1].faults(|faults| faults.unreadable.extend([BEAT_AT]));
     host.beat().unwrap();
     assert_eq!((healed(), host.store.mirror().members().count()), (vec![4, 1], 2));
     host.change().unwrap();
@@ -308,7 +308,7 @@ fn a_damaged_heartbeat_is_waited_for_and_an_unreadable_one_is_not() {
     let again = foreign().encode(volume);
     let (seen, _) = watched(&rig, || rig.disks[1].poke(BEAT_AT, block(&again)));
     assert!(seen.unwrap_err().to_string().contains("host3"));
-    rig.disks[1].faults(|faults| drop(faults.unreadable.insert(BEAT_AT)));
+    rig.disks[1].faults(|faults| faults.unreadable.extend([BEAT_AT]));
     assert!(!watch(&session(1), &spots(&rig), Patience::Wait).unwrap().waited);
 }
 
