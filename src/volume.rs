@@ -163,6 +163,8 @@ pub fn format(paths: &[PathBuf], options: &FormatOptions) -> Result<FormatReport
         check_overwrite(one, options.force)?;
     }
     let size_bytes = size_of(&found, options)?;
+    let replicas: Vec<PathBuf> = found.iter().filter(|one| one.label.is_some()).map(|one| one.path.clone()).collect();
+    beat::opening::check_unused(&replicas, &Machine)?;
     let blocks = size_bytes / BLOCK as u64;
     let log_blocks = (blocks / 32).clamp(64, 8192) as u32;
     let geometry = Geometry::new(blocks, crate::format::geometry::ZONE_BLOCKS_MAX, log_blocks)?;

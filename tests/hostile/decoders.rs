@@ -6,11 +6,12 @@ use super::{is_long, memory, seeds};
 use stablefs::disk::sim::Random;
 use stablefs::format::block::{BlockPtr, Kind};
 use stablefs::format::event::{self, Event, EventKind, EventState};
+use stablefs::format::geometry::BEAT_AT;
 use stablefs::format::item::{FileMap, decode_xattr_head, encode_xattr};
 use stablefs::format::log::{self, Entry};
 use stablefs::format::node::{self, Node};
 use stablefs::format::space::{Bitmap, SpaceEntry, decode_node, encode_node};
-use stablefs::format::{BLOCK, Beat, Extent, Inode, ItemKind, Key, Label, Root, block, dead, item};
+use stablefs::format::{BLOCK, Beat, BeatState, Extent, Inode, ItemKind, Key, Label, Root, Uuid, block, dead, item};
 use stablefs::fs::acl::Acl;
 use stablefs::simulate::mutate::canvas::{Canvas, get};
 use stablefs::simulate::mutate::damage;
@@ -172,6 +173,30 @@ fn some_event() -> Event {
     Event { slot: Some(1), place, cause, file, to: EventState::Out, ..Event::new(EventKind::State, 1 << 60) }
 }
 
+/// A heartbeat in which some bytes are others, sealed again.
+fn some_beat(volume: Uuid, random: &mut Random) -> Vec<u8> {
+    let beat = Beat {
+        owner: Uuid([1; 16]),
+        host: Uuid([2; 16]),
+        boot: Uuid([3; 16]),
+        sequence: u64::MAX,
+        time_ns: 5,
+        started: 6,
+        process: 7,
+        lease_ms: u32::MAX,
+        state: BeatState::Running,
+        name: "é".repeat(30),
+    };
+    let mut bytes = beat.encode(volume);
+    for _ in 0..random.below(4) {
+        bytes[(4 + random.below(216)) as usize] = random.below(256) as u8;
+    }
+    bytes[48..52].fill(0);
+    let sum = crc32c::crc32c(&bytes);
+    bytes[48..52].copy_from_slice(&sum.to_le_bytes());
+    bytes
+}
+
 #[test]
 fn decoders() {
     let _alone = memory::alone();
@@ -192,6 +217,8 @@ fn decoders() {
                 junk.iter_mut().for_each(|byte| *byte %= 9);
             }
             as_items(&junk, &mut accepted);
+            let beat = some_beat(sample.survey.label.volume, &mut random);
+            as_blocks(sample, &beat, BEAT_AT, &mut accepted);
             let mut value = some_event().encode(5);
             for _ in 0..=random.below(3) {
                 let at = random.below(value.len() as u64) as usize;

@@ -10,13 +10,28 @@ use super::host::Session;
 use super::watch::{Patience, Seen, Spot, spots_of, watch_present};
 use super::{Beating, Heart, Use, machine_clock};
 use crate::disk::Mirror;
+use crate::disk::backing::Backing;
+use crate::disk::file::Mode;
 use crate::store::recover::{self, Present};
 use crate::store::{Store, StoreError};
 use crate::sync::Mutex;
-use crate::volume::{EXAMINE_WAIT, refused};
+use crate::volume::{EXAMINE_WAIT, close_all, open_paths, refused};
 use crate::world::World;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Whether anybody uses the replicas that stand at `paths`, which are to be written over.
+///
+/// # Errors
+/// Somebody does.
+pub fn check_unused(paths: &[PathBuf], world: &dyn World) -> Result<(), StoreError> {
+    let (mut present, _no_replicas) = open_paths(paths, Mode::ReadOnly)?;
+    let backings: Vec<Arc<dyn Backing>> = present.iter().map(|one| one.backing.clone()).collect();
+    let seen = watch_present(&Session::begin(world), &mut present, Patience::Wait);
+    close_all(&backings);
+    seen.map(drop)
+}
 
 /// A volume that is being opened.
 pub struct Opening {

@@ -403,6 +403,30 @@ fn a_volume_beats_while_it_is_open_and_lets_go_at_the_end() {
     assert_eq!(stands_in(&paths[0], id), last);
 }
 
+/// Who uses it elsewhere is not written over, whatever a person says here.
+#[test]
+fn what_another_host_uses_is_not_formatted() {
+    // SEMANTICS: OWN-1
+    let root = tempfile::tempdir().unwrap();
+    let paths = on_directories(root.path());
+    let (present, _) = crate::volume::open_paths(&paths, crate::disk::file::Mode::ReadOnly).unwrap();
+    let id = present[0].found.label.volume;
+    drop(present);
+    put_in(&paths[1], &foreign().encode(id));
+    let make = FormatOptions { size_bytes: Some(32 << 20), label: "test".into(), force: true, uid: 0, gid: 0 };
+    let refusal = crate::sync::thread::scope(|scope| {
+        scope.spawn(|| {
+            crate::sync::thread::sleep(Duration::from_millis(400));
+            put_in(&paths[1], &Beat { sequence: 6, ..foreign() }.encode(id));
+        });
+        format(&paths, &make).unwrap_err().to_string()
+    });
+    assert!(refusal.contains("host3"), "{refusal}");
+    assert_eq!(stands_in(&paths[1], id).unwrap().sequence, 6, "it is not blanked");
+    format(&paths, &make).unwrap();
+    assert_eq!(stands_in(&paths[1], id), None);
+}
+
 /// A reader writes nothing, and sees when another host begins to.
 #[test]
 fn a_reader_sees_another_host_begin() {
