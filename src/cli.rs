@@ -18,6 +18,7 @@ mod fsck;
 mod mounting;
 mod offline;
 pub mod options;
+mod resolve;
 mod simulate;
 mod status;
 mod talk;
@@ -74,6 +75,8 @@ enum Command {
     Umount(UmountArgs),
     /// Check a volume that is not mounted, and repair it
     Fsck(FsckArgs),
+    /// Compare replicas that were written apart, and have one of them win
+    Resolve(ResolveArgs),
     /// Attack this program in a simulated world: seeded histories with crashes, faults, late I/O, replace, scrub, fsck
     Simulate(SimulateArgs),
     /// Break scratch volumes for real, under load, bring them back, and prove every byte
@@ -316,6 +319,29 @@ pub(crate) struct FsckArgs {
     json: bool,
 }
 
+/// `stablefs resolve`.
+#[derive(Debug, Args)]
+pub(crate) struct ResolveArgs {
+    /// Places of all replicas that are there
+    #[arg(required = true, num_args = 1..)]
+    replicas: Vec<PathBuf>,
+    /// The one that wins: what was changed on the others since they parted is given up
+    #[arg(long, value_name = "REPLICA")]
+    keep: Option<PathBuf>,
+    /// Before that, copy what was changed on the others into this folder, which must be empty or not exist
+    #[arg(long, value_name = "DIR", requires = "keep")]
+    save: Option<PathBuf>,
+    /// Do not ask
+    #[arg(short, long, requires = "keep")]
+    yes: bool,
+    /// Only say what would be done
+    #[arg(short = 'n', long, conflicts_with = "yes")]
+    dry_run: bool,
+    /// Tell the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// Run the command that `words` (with the program's name first) ask for; returns the exit code.
 pub fn run(words: Vec<OsString>) -> u8 {
     let words = translate(words);
@@ -342,6 +368,7 @@ pub fn run(words: Vec<OsString>) -> u8 {
         Command::Sync(args) => told(mounting::sync(&args.mountpoint)),
         Command::Umount(args) => told(mounting::umount(&args)),
         Command::Fsck(args) => fsck::fsck(&args),
+        Command::Resolve(args) => told(resolve::resolve(&args)),
         Command::Simulate(args) => simulate::simulate(&args),
         Command::Drill(command) => drill::drill(&command),
         Command::Debug(DebugCommand::Blocks { replica }) => told(debug::blocks(&replica)),

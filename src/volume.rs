@@ -11,6 +11,7 @@ pub mod events;
 pub mod fsck;
 pub mod members;
 pub mod replace;
+pub mod resolve;
 pub mod scrub;
 pub mod status;
 pub mod witness;

@@ -214,6 +214,13 @@ impl Store {
         self.root.lock().fork_next = true;
     }
 
+    /// As [`Store::begin_apart`], and above `version`: roots up to it stand elsewhere, that this history does not know.
+    pub fn begin_above(&self, version: u64) {
+        let mut state = self.root.lock();
+        state.version_max = state.version_max.max(version);
+        state.fork_next = true;
+    }
+
     /// The newest durable root and its slot.
     pub(crate) fn newest_root(&self) -> (usize, Root) {
         let state = self.root.lock();

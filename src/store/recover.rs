@@ -9,6 +9,7 @@
 //! was replayed, as a new root with a new life of the ring.
 //! *Not here*: opening paths (`volume`), finding the records of the log (`reading`).
 
+pub mod fork;
 mod former;
 mod reading;
 
@@ -183,8 +184,8 @@ pub struct Choice {
     pub may_be_newer: bool,
 }
 
-/// Choose the newest root among `present`.
-pub fn choose(present: &[Present]) -> Result<Choice, StoreError> {
+/// Refuse replicas that do not belong together: of two volumes, the same one twice, with labels that contradict each other.
+pub(crate) fn check_one_volume(present: &[Present]) -> Result<(), StoreError> {
     let refuse = |text: String| Err(StoreError::Refused(text));
     let Some(first) = present.first() else { return refuse("no replica was given".into()) };
     for (i, a) in present.iter().enumerate() {
@@ -209,6 +210,13 @@ pub fn choose(present: &[Present]) -> Result<Choice, StoreError> {
             ));
         }
     }
+    Ok(())
+}
+
+/// Choose the newest root among `present`.
+pub fn choose(present: &[Present]) -> Result<Choice, StoreError> {
+    let refuse = |text: String| Err(StoreError::Refused(text));
+    check_one_volume(present)?;
     let newest = present.iter().enumerate().filter_map(|(i, p)| p.found.roots.first().map(|(s, r)| (i, *s, r)));
     let Some((owner, slot, root)) = newest.max_by_key(|(_, _, root)| root.version) else {
         return refuse(format!("no root proves itself on {}: nothing is left of the volume there", list(present)));
@@ -216,20 +224,8 @@ pub fn choose(present: &[Present]) -> Result<Choice, StoreError> {
     let is = |p: &&Present, kinship: Kinship| {
         p.found.roots.first().is_some_and(|(_, other)| root.kinship(other.epoch().id, other.version) == kinship)
     };
-    if let Some(other) = present.iter().find(|p| is(p, Kinship::Forked)) {
-        let theirs = &other.found.roots[0].1;
-        return refuse(format!(
-            "{} and {} were written apart (split brain): {} has root {} of {}, {} has root {} of {}; \
-             mount one alone with -o degraded to look at it, then `stablefs replace` the other, whose changes are lost then",
-            present[owner].path,
-            other.path,
-            present[owner].path,
-            root.version,
-            when(root.time_ns),
-            other.path,
-            theirs.version,
-            when(theirs.time_ns)
-        ));
+    if present.iter().any(|p| is(&p, Kinship::Forked)) {
+        return refuse(fork::refusal(present, &fork::sides(present)));
     }
     if let Some(old) = present.iter().find(|p| is(p, Kinship::TooOld)) {
         let theirs = &old.found.roots[0].1;

@@ -36,6 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub mod back;
+pub mod overrule;
 mod place;
 
 /// Proofs until nothing is missing.

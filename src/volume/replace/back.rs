@@ -84,8 +84,8 @@ pub fn holds_until(now: &Root, replica: Uuid, roots: &[(usize, Root)]) -> Result
         Kinship::Past => {}
         Kinship::Forked => {
             return Err(format!(
-                "was written apart from the others ({}); its changes would be lost. Look at it with \
-                 `stablefs mount -o degraded`, then replace it",
+                "was written apart from the others ({}); its changes would be lost. Unmount, then `stablefs resolve` with \
+                 all replicas shows what was changed on each, and has one of them win",
                 root()
             ));
         }
@@ -104,8 +104,8 @@ pub fn holds_until(now: &Root, replica: Uuid, roots: &[(usize, Root)]) -> Result
     let is_newer = own.version > member.synced_version && own.version + 1 < member.since_version;
     if is_newer && member.synced_version > 0 && in_own.is_some_and(|own| own.state == MemberState::InSync) {
         return Err(format!(
-            "has {}, which the others had lost when they went on without it; what it alone has would be lost. Look at it \
-             alone with `stablefs mount -o degraded,ro`, then replace it",
+            "has {}, which the others had lost when they went on without it; what it alone has would be lost. Unmount, then \
+             `stablefs resolve` with all replicas shows what that is, and has one of them win",
             root()
         ));
     }
@@ -164,7 +164,7 @@ pub fn bring_back(
 /// Before anything else is written to it, its own roots stop calling it in sync: what they reach is about to be written over.
 /// The newest root, which calls it out, is durable there before the others are void. Each step is waited for as a member
 /// would be, for `deadline`, and for as long as it is `wanted`.
-fn renounce(
+pub(super) fn renounce(
     backing: &dyn Backing,
     (slot, root): &(usize, Root),
     deadline: Duration,
@@ -218,7 +218,7 @@ fn may_return(store: &Store, slot: usize, name: &ReplicaName, found: &Found) -> 
 
 impl Resync<'_> {
     /// Copy and prove what was missed; gives rounds, blocks missed, blocks sampled.
-    fn catch_up(&mut self) -> Result<(u64, u64, u64), String> {
+    pub(super) fn catch_up(&mut self) -> Result<(u64, u64, u64), String> {
         // Growth that began without it must stand in the bitmaps that are about to be committed.
         self.store.allocator().settle_growth();
         self.store.commit(Force::Always).map_err(|error| error.to_string())?;
@@ -303,7 +303,7 @@ impl Resync<'_> {
         Ok((blocks, zones))
     }
 
-    fn return_report(self, rounds: u64, missed: u64, sampled: u64) -> ReturnReport {
+    pub(super) fn return_report(self, rounds: u64, missed: u64, sampled: u64) -> ReturnReport {
         let (proven, copied, lost) = (self.tally.correct, self.copied, self.lost.len() as u64);
         let what = if self.since == 0 { "blocks" } else { "blocks that it missed are" };
         let mut summary = format!("{proven} of {proven} {what} present and correct on {}", self.path);

@@ -179,7 +179,8 @@ impl Volume {
         };
         close_all(&[backing]);
         Err(refused(format!(
-            "{}: {why} (root {} of {}). Look at it with `stablefs mount -o degraded,ro`, or empty it, then replace again",
+            "{}: {why} (root {} of {}). Unmount, then `stablefs resolve` with all replicas shows what they are; or empty it, \
+             then replace again",
             path.display(),
             theirs.version,
             crate::world::utc(theirs.time_ns)
