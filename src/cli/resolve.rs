@@ -128,7 +128,9 @@ fn save(
 fn print(told: &Told) {
     if let [one] = &told.histories[..] {
         println!("one history, at root {} of {}: nothing has to be decided", one.version, one.last_write);
-        told.behind.iter().for_each(|path| println!("{path} is behind: a mount of all of them brings it up to the others"));
+        told.behind
+            .iter()
+            .for_each(|path| println!("{path} is behind: a mount of all of them brings it up to the others"));
         return;
     }
     println!("{} histories, which were written apart:", told.histories.len());

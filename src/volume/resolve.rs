@@ -145,7 +145,8 @@ impl Resolve {
             let Some((slot, root)) = found.roots.first() else { continue };
             let refuses = |side: &Side| {
                 let is_member = side.root.members.iter().any(|member| member.replica == found.label.replica);
-                is_member && side.root != *root && holds_until(&side.root, found.label.replica, &found.roots).is_err()
+                let is_past = side.replicas.contains(&at) && side.root != *root;
+                is_past && is_member && holds_until(&side.root, found.label.replica, &found.roots).is_err()
             };
             if self.sides.iter().any(|side| side.tip == at) || !self.sides.iter().any(refuses) {
                 continue;
@@ -306,13 +307,8 @@ impl Resolve {
         progress: &mut dyn FnMut(&Progress) -> bool,
     ) -> Result<KeepReport, StoreError> {
         let side = &self.sides[self.side_of(keep)?];
-        let options = OpenStore {
-            degraded: true,
-            deadline: DEADLINE,
-            store: host.store,
-            on_shrink: host.on_shrink,
-            hold: true,
-        };
+        let options =
+            OpenStore { degraded: true, deadline: DEADLINE, store: host.store, on_shrink: host.on_shrink, hold: true };
         let own: Vec<Present> = side.replicas.iter().map(|at| again(&self.present[*at])).collect();
         recover::refuse_blind(&own, &recover::choose(&own)?)?;
         self.all_are_given(side)?;

@@ -21,6 +21,7 @@ mod postgresql;
 mod privileges;
 mod programs;
 mod refuse;
+mod resolve;
 mod returns;
 mod rot;
 mod service;

@@ -8,7 +8,8 @@
 //! **The last group that both have.** Each side's root says of the other's replica with which root, of which group, it was
 //! last in sync. Where both say it, the less counts: one of the two may have begun a group more, which the power cut kept
 //! from the other, and which it counts as the other's (decision 0007). Where a side calls the other one in sync, it has not
-//! looked since: the word of the other one is taken. Where somebody should know and does not, nothing is known (0).
+//! looked since: the word of the other one is taken. Where somebody should know and does not, or names a root that the other
+//! history does not have, nothing is known (0).
 
 use super::{Present, when};
 use crate::format::{MemberState, Root, Txg, Uuid};
@@ -68,18 +69,33 @@ pub fn parting(a: &Root, ours: Uuid, b: &Root, theirs: Uuid) -> Parting {
         let j = b.chain.iter().position(|other| other.id == epoch.id)?;
         Some(end(a, i).min(end(b, j)).saturating_sub(1))
     });
+    // A replica can have been of the other history meanwhile: what is said counts if its root is in both.
     let says = |root: &Root, of: Uuid| {
         let member = root.members.iter().find(|member| member.replica == of)?;
-        Some((member.state == MemberState::InSync, member.synced_version, member.synced_txg))
+        let is_shared = member.synced_version > 0 && shared.is_some_and(|shared| member.synced_version <= shared);
+        Some(match member.state {
+            MemberState::InSync => Said::Nothing,
+            _ if is_shared => Said::Last(member.synced_version, member.synced_txg),
+            _ => Said::Unknown,
+        })
     };
-    let group = match (says(a, theirs), says(b, ours)) {
-        (Some((false, _, mine)), Some((false, _, yours))) => mine.min(yours),
-        (Some((false, _, group)), Some((true, ..))) | (Some((true, ..)), Some((false, _, group))) => group,
-        _ => 0,
+    let (version, group) = match (says(a, theirs), says(b, ours)) {
+        (Some(Said::Last(v, mine)), Some(Said::Last(w, yours))) => (Some(v.min(w)), mine.min(yours)),
+        (Some(Said::Last(version, group)), Some(Said::Nothing))
+        | (Some(Said::Nothing), Some(Said::Last(version, group))) => (Some(version), group),
+        _ => (shared, 0),
     };
-    let known = [says(a, theirs), says(b, ours)].into_iter().flatten();
-    let last = known.filter(|(in_sync, version, _)| !in_sync && *version > 0).map(|(_, version, _)| version).min();
-    Parting { version: shared.map(|version| last.map_or(version, |last| last.min(version))), group }
+    Parting { version, group }
+}
+
+/// What a root says of when a replica was last in sync.
+enum Said {
+    /// It still calls it so.
+    Nothing,
+    /// With this root, of this group.
+    Last(u64, Txg),
+    /// It should know, and does not.
+    Unknown,
 }
 
 /// The replica whose word counts for a side.
@@ -94,8 +110,7 @@ pub fn refusal(present: &[Present], sides: &[Side]) -> String {
         .iter()
         .map(|side| {
             let other = sides.iter().find(|other| other.tip != side.tip).unwrap_or(side);
-            let parted =
-                parting(&side.root, speaker(present, side), &other.root, speaker(present, other));
+            let parted = parting(&side.root, speaker(present, side), &other.root, speaker(present, other));
             let since = match parted.group {
                 0 => String::new(),
                 group => format!(", {} commits since", side.root.txg.saturating_sub(group)),

@@ -23,8 +23,6 @@ const DEPTH_MAX: usize = 1024;
 /// Entries of a directory that are searched where the hint is stale, and at once.
 const ENTRIES_SEARCHED: usize = 10_000;
 const ENTRIES_AT_ONCE: usize = 500;
-/// A clock may be off by so much, and a group may have been open so long, when the fork began.
-const SLACK_S: i64 = 60;
 
 /// The fork, as one side sees it.
 #[derive(Debug, Clone, Copy)]
@@ -152,10 +150,7 @@ impl Look<'_> {
     /// Whether its time of change lies behind the fork, or is not the older one.
     fn is_recent(&self, own: &Inode, theirs: Option<&Inode>) -> bool {
         let Some(moment) = self.since.moment else { return true };
-        match theirs {
-            Some(theirs) => own.ctime >= moment || own.ctime >= theirs.ctime,
-            None => own.ctime >= Time { sec: moment.sec.saturating_sub(SLACK_S), ..moment },
-        }
+        own.ctime >= moment || theirs.is_some_and(|theirs| own.ctime >= theirs.ctime)
     }
 }
 
