@@ -22,6 +22,7 @@
 //! | left behind, replaced | alone refused by what the host saw; beside the others known as such |
 //! | old, foreign, copied content, forks | refused, or known as behind; never mixed |
 
+mod deciding;
 mod places;
 mod returning;
 mod trouble;
@@ -675,7 +676,8 @@ impl Life {
         self.must_be_refused(&[disk], "the one that was left behind at the end")?;
         self.alone(other, true, known)?;
         let both = self.slots.clone();
-        self.must_be_refused(&both, "two histories that were written apart")
+        self.must_be_refused(&both, "two histories that were written apart")?;
+        self.decide(known)
     }
 
     /// Disks that must not be taken for the volume, not even where replicas may be missing.
