@@ -37,8 +37,8 @@ use std::time::Duration;
 
 /// Paths of one side that a comparison tells.
 pub const PATHS_MAX: usize = 20;
-/// Inodes of one side that a comparison looks at.
-const LOOKED_MAX: u64 = 100_000;
+/// Leaves of one side that a comparison looks at: 200 MiB.
+const LEAVES_MAX: u64 = 50_000;
 /// Longest wait for one request.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -61,7 +61,7 @@ pub struct SideReport {
     pub commits_since: Option<u64>,
     /// Paths changed since; at most 20.
     pub changed: Vec<String>,
-    /// There are more.
+    /// There are more, or more was written than is looked at (200 MiB of leaves).
     pub more: bool,
     /// What could not be read.
     pub unreadable: Vec<String>,
@@ -393,18 +393,26 @@ fn commits(root: &Root, group: Txg) -> Option<u64> {
 struct List<'a> {
     store: &'a Store,
     report: &'a mut SideReport,
-    looked: u64,
+    leaves: u64,
 }
 
 impl Watcher for List<'_> {
-    fn changed(&mut self, change: &Change) -> ControlFlow<()> {
-        self.looked += 1;
-        if self.report.changed.len() == PATHS_MAX && change.is_certain || self.looked > LOOKED_MAX {
-            self.report.more = true;
-            return ControlFlow::Break(());
+    fn looked(&mut self) -> ControlFlow<()> {
+        self.leaves += 1;
+        if self.leaves <= LEAVES_MAX {
+            return ControlFlow::Continue(());
         }
+        self.report.more = true;
+        ControlFlow::Break(())
+    }
+
+    fn changed(&mut self, change: &Change) -> ControlFlow<()> {
         if !change.is_certain {
             return ControlFlow::Continue(());
+        }
+        if self.report.changed.len() == PATHS_MAX {
+            self.report.more = true;
+            return ControlFlow::Break(());
         }
         let path = match names(self.store, change.ino) {
             Some(names) => shown(&names, change.inode.is_dir()),
@@ -422,7 +430,7 @@ impl Watcher for List<'_> {
 }
 
 fn list_changes(own: &Store, other: &Store, since: Since, report: &mut SideReport) {
-    let _more = changes(own, other, since, &mut List { store: own, report, looked: 0 }).is_break();
+    let _more = changes(own, other, since, &mut List { store: own, report, leaves: 0 }).is_break();
 }
 
 impl Host {

@@ -110,6 +110,13 @@ fn a_split_brain_is_shown_saved_and_decided() {
     is_a_everywhere(&bed);
     let said = resolve(&bed, &["--keep", &a, "-y"], &[&bed.a, &bed.b]).ok();
     assert!(said.out.contains("nothing has to be decided"), "{said}");
+    // Not while it is mounted.
+    bed.mount("").ok();
+    for words in [&[][..], &["-y", "--keep", &a]] {
+        let said = resolve(&bed, words, &[&bed.a, &bed.b]).code(1);
+        assert!(said.err.contains("in use"), "{said}");
+    }
+    bed.umount_and_check();
 }
 
 /// Goal: a decision that is killed anywhere goes on with the same words; until then nothing is mounted by mistake, and the one that

@@ -44,6 +44,10 @@ pub(super) struct Change {
 
 /// Told of changes (`Break` ends it), and of what cannot be read.
 pub(super) trait Watcher {
+    /// One more leaf was looked at.
+    fn looked(&mut self) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
     fn changed(&mut self, change: &Change) -> ControlFlow<()>;
     fn unreadable(&mut self, what: String);
 }
@@ -79,6 +83,7 @@ pub(super) fn changes(own: &Store, other: &Store, since: Since, watcher: &mut dy
             Err(error) => look.watcher.unreadable(format!("the node at block {}: {error}", ptr.addr)),
             Ok(node) => {
                 if let Node::Leaf(items) = &node.node {
+                    look.watcher.looked()?;
                     for (key, range) in items {
                         look.item(*key, &node.block[range.clone()])?;
                     }
