@@ -67,6 +67,9 @@ enum Command {
     Online(OnlineArgs),
     /// Send a replica away, to unplug its disk for example; it returns with `online`
     Offline(OfflineArgs),
+    /// Keep a replica hot (written before anything is acknowledged), warm (follows within a bounded time) or cold (follows when
+    /// it is attached)
+    Role(RoleArgs),
     /// Prove every block on every replica from the medium, and heal what is damaged
     Scrub(ScrubArgs),
     /// Make everything durable that was done on a mount (sync(2) does not reach it)
@@ -257,6 +260,18 @@ pub(crate) struct OfflineArgs {
     temporary: bool,
 }
 
+/// `stablefs role`.
+#[derive(Debug, Args)]
+pub(crate) struct RoleArgs {
+    /// Mount point
+    mountpoint: PathBuf,
+    /// Path or number of the replica, as status tells it
+    replica: String,
+    /// How to keep it
+    #[arg(value_parser = ["hot", "warm", "cold"])]
+    role: String,
+}
+
 /// `stablefs scrub`.
 #[derive(Debug, Args)]
 pub(crate) struct ScrubArgs {
@@ -364,6 +379,7 @@ pub fn run(words: Vec<OsString>) -> u8 {
         Command::Detach(args) => told(task::detach(&args)),
         Command::Online(args) => told(task::online(&args)),
         Command::Offline(args) => told(task::offline(&args)),
+        Command::Role(args) => told(task::role(&args)),
         Command::Scrub(args) => told(task::scrub(&args)),
         Command::Sync(args) => told(mounting::sync(&args.mountpoint)),
         Command::Umount(args) => told(mounting::umount(&args)),

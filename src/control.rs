@@ -80,6 +80,13 @@ pub enum Request {
         /// Path or number of the replica.
         replica: String,
     },
+    /// Keep a replica in another way.
+    Role {
+        /// Path or number of the replica.
+        replica: String,
+        /// `hot`, `warm` or `cold`.
+        role: String,
+    },
     /// Unmount, make everything durable, end.
     Umount {
         /// Detach although files are open.

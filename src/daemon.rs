@@ -8,6 +8,7 @@
 //! The end runs backwards: commit, unmount, stop answering, commit and close.
 //! *Not here*: becoming a background process (`launch`), what status says (`report`), long work (`task`).
 
+mod following;
 pub mod hook;
 pub mod journal;
 pub mod launch;
@@ -137,6 +138,7 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
         accept_stale: job.options.accept_stale,
         force_owner: job.options.force_owner,
         deadline: job.options.deadline,
+        lag: job.options.lag,
         ..OpenOptions::default()
     };
     let volume = Volume::open(&replicas, &open).map_err(|error| say(&error))?;
@@ -192,6 +194,7 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
     start_reclaim(filesystem, stopping.clone());
     if job.options.takes_back {
         returning::start(service.clone(), stopping.clone());
+        following::start(service.clone(), job.options.lag, stopping.clone());
     }
     Ok((Running { volume, session, mounted, service, server, events, stopping, hook }, Some(log)))
 }

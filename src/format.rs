@@ -30,7 +30,7 @@ pub use chain::Kinship;
 pub use geometry::Geometry;
 pub use item::{Extent, ExtentBody, Inode, ItemKind, Key};
 pub use label::Label;
-pub use root::{Member, MemberState, Root};
+pub use root::{Member, MemberState, Role, Root};
 
 /// Bytes in a block: the unit of address, checksum and repair.
 pub const BLOCK: usize = 4096;

@@ -8,6 +8,7 @@ pub mod availability;
 pub mod away;
 pub mod beat;
 pub mod events;
+pub mod follow;
 pub mod fsck;
 pub mod members;
 pub mod replace;
@@ -19,7 +20,7 @@ pub mod witness;
 use crate::disk::backing::{Backing, BackingKind};
 use crate::disk::file::{self, CreateOptions, Inspection, Mode};
 use crate::disk::{Mirror, ReplicaHealth, ReplicaState};
-use crate::format::{BLOCK, Geometry, Label, REPLICAS_MAX, REPLICAS_MIN};
+use crate::format::{BLOCK, Geometry, Label, REPLICAS_MAX, REPLICAS_MIN, Role, Uuid};
 use crate::fs::Filesystem;
 use crate::store::commit::Force;
 use crate::store::create::{CreateStore, create};
@@ -32,7 +33,7 @@ use crate::world::{Machine, World};
 use beat::opening::Opening;
 use beat::watch::Patience;
 use beat::{Beating, Heart, Use};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,6 +91,8 @@ pub struct OpenOptions {
     pub force_owner: bool,
     /// Longest wait for one call; a replica gets 40 % of it for one request.
     pub deadline: Duration,
+    /// How far a warm replica may be behind.
+    pub lag: Duration,
     /// Store behaviour beside `read_only`.
     pub store: StoreOptions,
 }
@@ -102,6 +105,7 @@ impl Default for OpenOptions {
             accept_stale: false,
             force_owner: false,
             deadline: Duration::from_secs(5),
+            lag: Duration::from_secs(10),
             store: StoreOptions::default(),
         }
     }
@@ -130,6 +134,10 @@ pub struct Volume {
     work: Mutex<Option<&'static str>>,
     /// Slots that were sent away.
     kept_away: Mutex<BTreeSet<usize>>,
+    /// Who is not hot.
+    roles: Mutex<BTreeMap<Uuid, follow::Tracked>>,
+    /// One follows at a time.
+    following: Mutex<()>,
 }
 
 /// Long work; while it lives no other can begin.
@@ -323,7 +331,7 @@ pub(crate) fn open_store(
         seen.check(&choice.root, &here)?;
     }
     recover::refuse_blind(&present, &choice)?;
-    let (store, mut report) = recover::open(present, open, world)?;
+    let (store, mut report) = recover::open_or_follower(present, open, world, accept_stale)?;
     claim(&store)?;
     if seen.is_some_and(|seen| seen.is_apart(&choice.root)) {
         store.begin_apart();
@@ -392,6 +400,8 @@ impl Volume {
         let mirror = store.mirror().clone();
         let members = store.durable_root().members;
         let kept_away = (0..members.len()).filter(|slot| members[*slot].offline).collect();
+        let follows = members.iter().filter(|member| member.role != Role::Hot);
+        let roles = follows.map(|member| (member.replica, follow::Tracked::new(member.role))).collect();
         let volume = Volume {
             store: Arc::new(store),
             mirror,
@@ -407,6 +417,8 @@ impl Volume {
             recorder: Mutex::new(None),
             work: Mutex::new(None),
             kept_away: Mutex::new(kept_away),
+            roles: Mutex::new(roles),
+            following: Mutex::new(()),
         };
         if !options.read_only {
             volume.note_places();

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// Deadline of a backing, unless asked otherwise.
 pub const DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
+/// How far a warm replica may be behind.
+pub const LAG_DEFAULT: Duration = Duration::from_secs(10);
 /// Requests served at once, unless asked otherwise.
 pub const THREADS_DEFAULT: usize = 8;
 /// Most and fewest threads that can be asked for.
@@ -30,6 +32,8 @@ pub struct MountOptions {
     pub allow_other: Option<bool>,
     /// `deadline=5s`: how long a backing may take.
     pub deadline: Duration,
+    /// `lag=`: how far a warm replica may be behind.
+    pub lag: Duration,
     /// `fsname=`: source in the table of mounts.
     pub fsname: Option<String>,
     /// `subtype=`.
@@ -67,6 +71,7 @@ impl Default for MountOptions {
             force_owner: false,
             allow_other: None,
             deadline: DEADLINE_DEFAULT,
+            lag: LAG_DEFAULT,
             fsname: None,
             subtype: "stablefs".into(),
             writeback: false,
@@ -117,7 +122,7 @@ const KERNELS: &[&str] = &["blksize", "group_id", "max_read", "user_id"];
 
 /// Every option that means something, for the error text.
 const KNOWN: &str = "ro, rw, degraded, accept_stale, force-owner, allow_other, deadline=, fsname=, subtype=, writeback, threads=, noatime, log=, \
-                     on-event=, return, noreturn, foreground, dev, nodev, suid, nosuid, exec, noexec, remount";
+                     on-event=, lag=, return, noreturn, foreground, dev, nodev, suid, nosuid, exec, noexec, remount";
 
 /// What to do with options that nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -184,7 +189,8 @@ fn parse_word(word: &str, options: &mut MountOptions) -> Result<bool, String> {
         ("threads", Some(value)) => options.threads = parse_threads(value)?,
         ("log", Some(value)) if !value.is_empty() => options.log = Some(PathBuf::from(value)),
         ("on-event", Some(value)) if !value.is_empty() => options.on_event = Some(PathBuf::from(value)),
-        ("deadline" | "fsname" | "subtype" | "threads" | "log" | "on-event", _) => {
+        ("lag", Some(value)) => options.lag = parse_time("lag", value)?,
+        ("deadline" | "lag" | "fsname" | "subtype" | "threads" | "log" | "on-event", _) => {
             return Err(format!("option {name} needs a value: -o {name}=…"));
         }
         _ => return Ok(false),
@@ -211,6 +217,10 @@ fn parse_subtype(text: &str) -> Result<String, String> {
 /// # Errors
 /// Not a duration, or not from 100 ms to an hour.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    parse_time("deadline", text)
+}
+
+fn parse_time(what: &str, text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let scale_ms = match &text[digits.len()..] {
         "ms" => Some(1.0),
@@ -222,7 +232,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let duration_ms = scale_ms.zip(number).map(|(scale, number)| scale * number);
     match duration_ms {
         Some(ms) if (100.0..=3_600_000.0).contains(&ms) => Ok(Duration::from_millis(ms as u64)),
-        Some(_) => Err(format!("deadline {text} is out of range; give 100ms to 60m")),
+        Some(_) => Err(format!("{what} {text} is out of range; give 100ms to 60m")),
         None => Err(format!("\"{text}\" is not a duration; write for example 5s or 500ms")),
     }
 }

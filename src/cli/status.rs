@@ -9,6 +9,7 @@ use crate::daemon::report::Report;
 use crate::daemon::task::TaskReport;
 use crate::mount::table::{self, Entry};
 use crate::volume::availability::{Availability, Figures};
+use crate::volume::status::ReplicaStatus;
 use crate::world::{Machine, World};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::Value;
@@ -133,6 +134,16 @@ fn span(ms: u64) -> String {
     }
 }
 
+/// The state in a word; of one that follows, how far it is.
+fn state(replica: &ReplicaStatus) -> String {
+    match (replica.role.as_str(), replica.state.as_str(), replica.lag_ms) {
+        ("hot", state, _) | (_, state @ "returning", _) => state.to_owned(),
+        (role, _, Some(0)) => format!("{role}, not behind"),
+        (role, _, Some(ms)) => format!("{role}, {} behind", span(ms)),
+        (role, state, None) => format!("{role}, {state}"),
+    }
+}
+
 fn replicas(report: &Report, now_ns: i64) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -143,7 +154,7 @@ fn replicas(report: &Report, now_ns: i64) -> Table {
         table.add_row([
             replica.slot.to_string(),
             replica.path.clone(),
-            std::iter::once(&replica.state).chain(&replica.conditions).cloned().collect::<Vec<_>>().join(", "),
+            std::iter::once(state(replica)).chain(replica.conditions.iter().cloned()).collect::<Vec<_>>().join(", "),
             moment(i64::try_from(replica.since_ns).unwrap_or(i64::MAX), now_ns),
             available(&report.status.availability, &replica.replica),
             replica.in_flight.to_string(),

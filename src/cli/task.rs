@@ -3,7 +3,7 @@
 //! *Guarantees*: interrupting the command does not stop the work. *Assumes*: nothing. *Fails when*: one line.
 //! *Order*: none. *Not here*: the work.
 
-use super::{AttachArgs, DetachArgs, OfflineArgs, OnlineArgs, ReplaceArgs, ScrubArgs, status, talk};
+use super::{AttachArgs, DetachArgs, OfflineArgs, OnlineArgs, ReplaceArgs, RoleArgs, ScrubArgs, status, talk};
 use crate::control::{Request, ScrubAction};
 use crate::daemon::absolute;
 use crate::daemon::report::shell_word;
@@ -107,6 +107,14 @@ pub(super) fn online(args: &OnlineArgs) -> Result<(), String> {
 pub(super) fn offline(args: &OfflineArgs) -> Result<(), String> {
     let (replica, temporary) = (replica(&args.replica)?, args.temporary);
     talk::ask(&args.mountpoint, &Request::Offline { replica, temporary }).map(drop)
+}
+
+/// Keep a replica in another way.
+pub(super) fn role(args: &RoleArgs) -> Result<(), String> {
+    let request = Request::Role { replica: replica(&args.replica)?, role: args.role.clone() };
+    let result = talk::ask(&args.mountpoint, &request)?;
+    print_result(&result);
+    Ok(())
 }
 
 /// Replace a replica.

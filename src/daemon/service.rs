@@ -8,9 +8,11 @@ use super::report::{self, MountReport, Report};
 use super::task::{NotBegun, Task, TaskReport, Tasks, Work};
 use super::{Event, Job, SharedVolume, journal};
 use crate::control::{Control, Progress, Request, ScrubAction};
+use crate::format::Role;
 use crate::mount::Mounted;
 use crate::volume::Volume;
 use crate::volume::away::{Away, Opened};
+use crate::volume::follow::FollowReport;
 use crate::world::{Machine, World};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -195,10 +197,65 @@ impl Service {
             return running.map_or_else(|| Ok(json!({ "summary": "it is in sync" })), |task| task.follow(progress));
         };
         self.let_go(&away);
+        if self.role(&away) != Role::Hot {
+            return away.open().and_then(|opened| self.begin_follow(opened))?.follow(progress);
+        }
         let begun = away.open().and_then(|opened| self.begin_return(opened));
         // Whoever looks after replicas that are away may have been quicker.
         let others = || self.tasks.current().filter(|task| task.is_of("resync", asked));
         begun.or_else(|why| others().ok_or(why))?.follow(progress)
+    }
+
+    fn role(&self, away: &Away) -> Role {
+        self.volume.read().as_ref().map_or(Role::Hot, |volume| volume.role(away.replica()))
+    }
+
+    fn begin_follow(&self, opened: Opened) -> Result<Arc<Task>, String> {
+        let volume = self.volume.clone();
+        let work: Work = Box::new(move |tell| {
+            let volume = volume.read();
+            super::work::follow(volume.as_ref().ok_or(ENDING)?, opened, tell)
+        });
+        self.begin("follow", work)
+    }
+
+    /// Change how a replica is kept; one that becomes hot is brought back.
+    fn set_role(
+        &self,
+        replica: &str,
+        role: &str,
+        progress: &mut dyn FnMut(&Progress) -> bool,
+    ) -> Result<Value, String> {
+        let role = Role::from_name(role).ok_or_else(|| format!("{role}: a role is hot, warm or cold"))?;
+        {
+            let volume = self.volume.read();
+            volume.as_ref().ok_or(ENDING)?.set_role(replica, role).map_err(|error| error.to_string())?;
+        }
+        if role == Role::Hot { self.online(replica, progress) } else { Ok(json!({})) }
+    }
+
+    /// Who follows, and how it is kept.
+    pub(super) fn followers(&self) -> Vec<(Role, Away)> {
+        let Some(volume) = self.volume.try_read() else { return Vec::new() };
+        volume.as_ref().map(Volume::followers).unwrap_or_default()
+    }
+
+    /// Have one follow whose place answers.
+    pub(super) fn follow(
+        &self,
+        opened: Opened,
+        progress: &mut dyn FnMut(&Progress) -> bool,
+    ) -> Result<FollowReport, String> {
+        let volume = self.volume.read();
+        volume.as_ref().ok_or(ENDING)?.follow(opened, progress).map_err(|error| error.to_string())
+    }
+
+    /// One that follows is not there.
+    pub(super) fn note_unfollowed(&self, away: &Away, why: &str) {
+        let Some(volume) = self.volume.try_read() else { return };
+        if let Some(volume) = volume.as_ref() {
+            volume.note_unfollowed(away.replica(), why);
+        }
     }
 
     fn umount(&self, lazy: bool, mount: Option<u64>) -> Result<Value, String> {
@@ -231,6 +288,7 @@ impl Control for Service {
             Request::Attach { new, force } => self.attach(new, force, progress),
             Request::Detach { replica } => self.detach(&replica),
             Request::Offline { replica, temporary } => self.offline(&replica, temporary),
+            Request::Role { replica, role } => self.set_role(&replica, &role, progress),
             Request::Online { replica } => self.online(&replica, progress),
             Request::Umount { lazy, mount } => self.umount(lazy, mount),
         }

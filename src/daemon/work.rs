@@ -49,3 +49,12 @@ pub fn bring_back(volume: &Volume, opened: Opened, tell: &mut dyn FnMut(Progress
     let report = volume.bring_back(opened, &mut |progress| tell(progress.clone()));
     serde_json::to_value(report.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
 }
+
+/// Bring a warm or cold replica, whose place answers, to the newest state.
+///
+/// # Errors
+/// As the volume's follow.
+pub fn follow(volume: &Volume, opened: Opened, tell: &mut dyn FnMut(Progress) -> bool) -> Result<Value, String> {
+    let report = volume.follow(opened, &mut |progress| tell(progress.clone()));
+    serde_json::to_value(report.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
+}

@@ -19,6 +19,13 @@ const GAP: Uuid = Uuid([0xff; 16]);
 /// The newest epochs, which are never forgotten: a power cut leaves a replica in sync with roots a little older.
 const KEPT: usize = 8;
 
+impl Epoch {
+    /// Whether it stands for epochs that were forgotten.
+    pub fn is_gap(&self) -> bool {
+        self.id == GAP
+    }
+}
+
 /// What a root of some epoch and version is to a history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kinship {

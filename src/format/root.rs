@@ -27,7 +27,7 @@
 //! | 216 | 8 | space: blocks of zones that have space below on every replica |
 //! | 224 | 8 | space: no zone below this one lacks space below |
 //! | 232 | 24 | reserved, zero |
-//! | 256 | 4 × 64 | members: replica 16, state 1, role 1, flags 1, reserved 5, since version 8, since ns 8, synced group 8, synced version 8, reserved 8 |
+//! | 256 | 4 × 64 | members: replica 16, state 1, role 1 (1 hot, 2 warm, 3 cold), flags 1, reserved 5, since version 8, since ns 8, synced group 8, synced version 8, reserved 8 |
 //! | 512 | 64 × 24 | chain of epochs, oldest first: id 16 (all ones: forgotten epochs), first version 8 |
 //! | 2048 | 32 × 64 | dead lists, oldest first: first group 8, last group 8, pointer 32, blocks 8, reserved 8 |
 
@@ -67,6 +67,33 @@ pub enum MemberState {
     Detached = 4,
 }
 
+/// How a replica is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Role {
+    /// Written before anything is acknowledged.
+    Hot = 1,
+    /// Follows within a bounded time; nothing waits for it.
+    Warm = 2,
+    /// Follows when it is attached.
+    Cold = 3,
+}
+
+impl Role {
+    /// The role with this name.
+    pub fn from_name(name: &str) -> Option<Role> {
+        [Role::Hot, Role::Warm, Role::Cold].into_iter().find(|role| role.name() == name)
+    }
+    /// Name used in commands and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Hot => "hot",
+            Role::Warm => "warm",
+            Role::Cold => "cold",
+        }
+    }
+}
+
 /// A replica of the volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Member {
@@ -74,8 +101,8 @@ pub struct Member {
     pub replica: Uuid,
     /// Its state.
     pub state: MemberState,
-    /// 1 hot, 2 warm, 3 cold; this version writes 1.
-    pub role: u8,
+    /// How it is kept. Only a hot one is ever in sync.
+    pub role: Role,
     /// Version at which it came into that state.
     pub since_version: u64,
     /// When that was, ns since 1970.
@@ -94,7 +121,7 @@ impl Member {
         Member {
             replica,
             state: MemberState::Out,
-            role: 1,
+            role: Role::Hot,
             since_version: version,
             since_ns: now_ns,
             offline: false,
@@ -214,7 +241,7 @@ impl Root {
             let at = MEMBERS_AT + i * MEMBER;
             out[at..at + 16].copy_from_slice(&member.replica.0);
             out[at + 16] = member.state as u8;
-            out[at + 17] = member.role;
+            out[at + 17] = member.role as u8;
             out[at + 18] = u8::from(member.offline);
             out[at + 24..at + 32].copy_from_slice(&member.since_version.to_le_bytes());
             out[at + 32..at + 40].copy_from_slice(&member.since_ns.to_le_bytes());
@@ -314,7 +341,12 @@ fn decode_members(bytes: &[u8], count: usize) -> Result<Vec<Member>, Corrupt> {
             4 => MemberState::Detached,
             _ => return reject(WHAT, "has members in known states"),
         };
-        require((1..=3).contains(&bytes[at + 17]), WHAT, "has members in known roles")?;
+        let role = match bytes[at + 17] {
+            1 => Role::Hot,
+            2 => Role::Warm,
+            3 => Role::Cold,
+            _ => return reject(WHAT, "has members in known roles"),
+        };
         require(bytes[at + 18] <= 1, WHAT, "has members with no unknown flag")?;
         let reserved = all_zero(&bytes[at + 19..at + 24]) && all_zero(&bytes[at + 56..at + MEMBER]);
         require(reserved, WHAT, "has zero in reserved bytes of members")?;
@@ -323,7 +355,7 @@ fn decode_members(bytes: &[u8], count: usize) -> Result<Vec<Member>, Corrupt> {
         members.push(Member {
             replica,
             state,
-            role: bytes[at + 17],
+            role,
             offline: bytes[at + 18] == 1,
             since_version: le64(bytes, at + 24),
             since_ns: le64(bytes, at + 32),
@@ -394,7 +426,7 @@ pub(crate) mod tests {
                 .map(|i| Member {
                     replica: Uuid([i; 16]),
                     state: MemberState::InSync,
-                    role: 1,
+                    role: Role::Hot,
                     offline: false,
                     since_version: 1,
                     since_ns: 4,

@@ -13,7 +13,7 @@ use crate::disk::buffer::{Buf, Slice};
 use crate::disk::{Mirror, ReplicaName};
 use crate::format::geometry::ROOT_SLOTS;
 use crate::format::root::Epoch;
-use crate::format::{BLOCK, FIRST_INO, Geometry, Key, Label, Member, MemberState, Root, VolumeSeed};
+use crate::format::{BLOCK, FIRST_INO, Geometry, Key, Label, Member, MemberState, Role, Root, VolumeSeed};
 use crate::world::World;
 use std::sync::Arc;
 use std::time::Duration;
@@ -139,7 +139,7 @@ fn first_root(labels: &[Label], create: &CreateStore, world: &dyn World) -> Root
             .map(|label| Member {
                 replica: label.replica,
                 state: MemberState::InSync,
-                role: 1,
+                role: Role::Hot,
                 since_version: 1,
                 since_ns: now,
                 synced_txg: 0,

@@ -15,7 +15,7 @@ use super::{Store, StoreError};
 use crate::disk::buffer::{Buf, Slice};
 use crate::disk::{Left, Mirror, ReplicaState};
 use crate::format::geometry::ROOT_SLOTS;
-use crate::format::{Member, MemberState, REPLICAS_MAX, Root, Txg};
+use crate::format::{Member, MemberState, REPLICAS_MAX, Role, Root, Txg, Uuid};
 
 /// Called with a root that names fewer replicas, before anything is acknowledged without them.
 pub type ShrinkHook = Box<dyn Fn(&Root) + Send + Sync>;
@@ -83,6 +83,21 @@ impl Store {
         Ok(self.newest_root())
     }
 
+    /// A durable root says that `replica` in `slot`, which is warm or cold, holds the state of group `synced`, if that is still so.
+    pub(crate) fn note_followed(&self, slot: usize, replica: Uuid, synced: Txg) -> Result<(), StoreError> {
+        let follows = |member: &&mut Member| {
+            member.replica == replica && member.state == MemberState::Out && member.role != Role::Hot
+        };
+        if self.newest_root().1.members.get(slot).is_none_or(|member| member.synced_txg == synced) {
+            return Ok(());
+        }
+        self.change_root(|_, root| {
+            if let Some(member) = root.members.get_mut(slot).filter(follows) {
+                member.synced_txg = synced;
+            }
+        })
+    }
+
     /// A person sends the replica in `slot` away: it is out; `remembered` by the next mounts, too. Durable. False: it is the
     /// last one in sync, and stays.
     pub(crate) fn send_away(&self, slot: usize, cause: &str, remembered: bool) -> Result<bool, StoreError> {
@@ -92,6 +107,18 @@ impl Store {
                 member.offline = remembered;
             }
             leaves
+        })
+    }
+
+    /// The replica in `slot` is kept as `role`; unless that is hot, it is out with it. Durable. False: it is the last one in
+    /// sync, and stays as it was.
+    pub(crate) fn set_role(&self, slot: usize, role: Role) -> Result<bool, StoreError> {
+        self.change_root(|mirror, root| {
+            let may = role == Role::Hot || mirror.send_out(slot, &format!("made {}", role.name()));
+            if let Some(member) = root.members.get_mut(slot).filter(|_| may) {
+                member.role = role;
+            }
+            may
         })
     }
 
@@ -194,6 +221,7 @@ impl Store {
                     }
                     (_, MemberState::InSync) => {
                         (member.synced_txg, member.synced_version, member.offline) = (0, 0, false);
+                        member.role = Role::Hot;
                     }
                     _ => {}
                 }

@@ -9,6 +9,7 @@
 //! was replayed, as a new root with a new life of the ring.
 //! *Not here*: opening paths (`volume`), finding the records of the log (`reading`).
 
+mod follower;
 pub mod fork;
 mod former;
 mod reading;
@@ -280,6 +281,9 @@ fn judge(present: &[Present], root: Root, slot: usize) -> Choice {
         let newest_txg = replica.found.roots.first().map_or(0, |(_, r)| r.txg);
         let is_old = newest_txg + LAG_MAX < root.txg && lacks_roots(present, replica, newest, &root);
         let why = match member.state {
+            MemberState::Out if follower::follows(member, replica, &root) => {
+                Some(format!("it is {}, and holds the state of {}", member.role.name(), when(root.time_ns)))
+            }
             MemberState::Out => Some(format!("it was left behind at root {}", member.since_version)),
             MemberState::Returning => Some("its return was not finished".to_owned()),
             MemberState::Detached => None, // is not here
@@ -307,6 +311,10 @@ fn judge(present: &[Present], root: Root, slot: usize) -> Choice {
     Choice { root, slot, members, slots, damaged, behind, missing, may_be_newer }
 }
 
+fn in_sync(choice: &Choice) -> usize {
+    choice.members.iter().filter(|(_, in_sync)| *in_sync).count()
+}
+
 fn list(present: &[Present]) -> String {
     present.iter().map(|p| p.path.as_str()).collect::<Vec<_>>().join(" and ")
 }
@@ -318,14 +326,19 @@ fn when(ns: u64) -> String {
 
 /// Open the volume on `present`. Returns the store, ready for use, and what was done.
 pub fn open(present: Vec<Present>, options: OpenStore, world: Arc<dyn World>) -> Result<(Store, Report), StoreError> {
-    let choice = choose(&present)?;
-    let alive = choice.members.iter().filter(|(_, in_sync)| *in_sync).count();
-    if alive == 0 {
-        let behind = choice.behind.iter().map(|(p, w)| format!("{p}: {w}")).collect::<Vec<_>>().join("; ");
-        return Err(StoreError::Refused(format!(
-            "no replica that was in sync is there ({behind}): give its twin; if one was detached or replaced,              `-o degraded,accept_stale,ro` shows what it held then; without ro it goes on, apart from the others for ever"
-        )));
-    }
+    open_or_follower(present, options, world, false)
+}
+
+/// As [`open`]; with `accept_stale` also on a warm or cold replica alone, in the state to which it has followed.
+pub fn open_or_follower(
+    present: Vec<Present>,
+    options: OpenStore,
+    world: Arc<dyn World>,
+    accept_stale: bool,
+) -> Result<(Store, Report), StoreError> {
+    let mut choice = choose(&present)?;
+    let goes_apart = follower::take_if_alone(&present, &mut choice, accept_stale)?;
+    let alive = in_sync(&choice);
     if choice.missing > 0 && !options.degraded {
         let behind: String = choice.behind.iter().map(|(p, w)| format!(" {p}: {w};")).collect();
         return Err(StoreError::Refused(format!(
@@ -358,7 +371,7 @@ pub fn open(present: Vec<Present>, options: OpenStore, world: Arc<dyn World>) ->
         version: choice.root.version,
         ..Report::default()
     };
-    finish(label, mirror, choice, options, world, report)
+    finish(label, mirror, choice, options, world, report, goes_apart)
 }
 
 /// A replica that alone is in sync and cannot read a root slot cannot know that no newer root stands there.
@@ -385,6 +398,7 @@ fn finish(
     options: OpenStore,
     world: Arc<dyn World>,
     mut report: Report,
+    goes_apart: bool,
 ) -> Result<(Store, Report), StoreError> {
     let log = Log::new(label.geometry.log_blocks, world.random());
     let mut roots = RootState::new(choice.root.clone(), choice.slot, choice.slots);
@@ -392,7 +406,7 @@ fn finish(
     roots.damaged = choice.damaged;
     // A replica that was returning may have got, alone, a root that calls it in sync.
     let returning = choice.root.members.iter().any(|member| member.state == MemberState::Returning);
-    roots.fork_next = returning;
+    roots.fork_next = returning || goes_apart;
     if choice.may_be_newer {
         ::log::warn!(
             "a root slot is damaged on every replica that is here: if it held a root newer than {}, what was written \

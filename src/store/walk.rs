@@ -147,6 +147,26 @@ impl Store {
         self.walk_space(since, sink)
     }
 
+    /// Show what was born after `since` in the newest durable state while no commit can begin, so in one piece; then run `end` on
+    /// that root and its slot, still so. What the sink is shown must be little: commits wait for it.
+    pub(crate) fn walk_held<S: Sink, T>(
+        &self,
+        since: Txg,
+        sink: &mut S,
+        end: impl FnOnce(&mut S, usize, &Root) -> T,
+    ) -> ControlFlow<(), T> {
+        let _held = self.commit_lock.lock();
+        let (slot, root) = self.newest_root();
+        let mut place = Place { since, from: Key::MIN, txg: 0, seen: Vec::new() };
+        while self.walk_chunk(&mut place, sink)? {}
+        self.walk_dead(since, sink)?;
+        let (mut seen, mut zone) = (Vec::new(), 0);
+        while zone < self.label.geometry.zones {
+            zone = self.show_zones(&root, zone, since, &mut seen, sink)?;
+        }
+        ControlFlow::Continue(end(sink, slot, &root))
+    }
+
     /// Run `work` on the newest durable root while no commit can begin.
     pub(crate) fn with_commits_held<T>(&self, work: impl FnOnce(&Root) -> T) -> T {
         let _held = self.commit_lock.lock();

@@ -10,12 +10,13 @@ use crate::control::Progress;
 use crate::disk::backing::Backing;
 use crate::disk::file::{self, Mode, OpenError};
 use crate::disk::{ReplicaHealth, ReplicaState};
-use crate::format::{Label, Uuid};
+use crate::format::{Label, Role, Uuid};
 use crate::store::StoreError;
 use crate::store::recover::{self, Found};
 use crate::sync::Instant;
 use crate::volume::beat::Heart;
 use crate::volume::beat::watch::Spot;
+use crate::volume::follow::Tracked;
 use crate::volume::replace::back::{ReturnReport, bring_back};
 use std::path::Path;
 use std::sync::Arc;
@@ -48,13 +49,27 @@ pub struct Away {
 
 /// A replica whose place answers.
 pub struct Opened {
-    slot: usize,
-    path: String,
-    backing: Arc<dyn Backing>,
-    found: Found,
+    pub(super) slot: usize,
+    pub(super) path: String,
+    pub(super) backing: Arc<dyn Backing>,
+    pub(super) found: Found,
 }
 
 impl Away {
+    /// Its identity.
+    pub fn replica(&self) -> Uuid {
+        self.replica
+    }
+
+    /// Whether something stands in its place; opens nothing. May hang with the disk.
+    pub fn answers(&self) -> bool {
+        let stands = |place: &String| {
+            let place = Path::new(place);
+            std::fs::metadata(place).is_ok_and(|found| !found.is_dir() || place.join(file::CONTAINER).exists())
+        };
+        self.places.iter().any(stands)
+    }
+
     /// Open its place and read who is there. May hang with the disk.
     ///
     /// # Errors
@@ -107,6 +122,10 @@ impl Away {
 }
 
 impl Opened {
+    fn replica(&self) -> Uuid {
+        self.found.label.replica
+    }
+
     /// Let go of the place again.
     pub fn close(self) {
         self.backing.close();
@@ -123,7 +142,54 @@ impl Volume {
         let kept_away = self.kept_away.lock();
         let health = self.mirror.health().into_iter();
         let free = health.filter(|h| is_away(h) && h.in_flight == 0 && !kept_away.contains(&h.slot));
-        free.map(|h| self.as_away(h)).collect()
+        free.filter(|h| self.role(h.name.uuid) == Role::Hot).map(|h| self.as_away(h)).collect()
+    }
+
+    /// Who may follow: every warm or cold replica that was not sent away, and has nothing under way.
+    pub fn followers(&self) -> Vec<(Role, Away)> {
+        if self.options.read_only {
+            return Vec::new();
+        }
+        let kept_away = self.kept_away.lock();
+        let health = self.mirror.health().into_iter();
+        let free = health.filter(|h| is_away(h) && h.in_flight == 0 && !kept_away.contains(&h.slot));
+        let with_role = free.map(|h| (self.role(h.name.uuid), h)).filter(|(role, _)| *role != Role::Hot);
+        with_role.map(|(role, h)| (role, self.as_away(h))).collect()
+    }
+
+    /// Keep the replica `which` (path or slot number) as `role`, from now on. A hot one that becomes warm or cold is in sync no
+    /// longer; one that becomes hot returns ([`Volume::online`]).
+    ///
+    /// # Errors
+    /// It is the last one in sync; other long work runs.
+    pub fn set_role(&self, which: &str, role: Role) -> Result<(), StoreError> {
+        if self.options.read_only {
+            return Err(StoreError::ReadOnly);
+        }
+        let slot = self.find_replica(which, &self.mirror.health())?;
+        let _alone = self.begin_work("change of replicas")?;
+        let Some(name) = self.mirror.health().into_iter().find(|h| h.slot == slot).map(|h| h.name) else {
+            return refused(format!("{which}: there is no such replica any more"));
+        };
+        if self.role(name.uuid) == role {
+            return Ok(());
+        }
+        if !self.store.set_role(slot, role)? {
+            return refused(format!(
+                "{}: is the only replica in sync: it must stay hot. Make another one hot first",
+                name.path
+            ));
+        }
+        match role {
+            Role::Hot => drop(self.roles.lock().remove(&name.uuid)),
+            _ => {
+                let mut roles = self.roles.lock();
+                roles.entry(name.uuid).or_insert_with(|| Tracked::new(role)).role = role;
+                drop(roles);
+                self.mirror.release(slot);
+            }
+        }
+        Ok(())
     }
 
     fn as_away(&self, health: ReplicaHealth) -> Away {
@@ -166,6 +232,7 @@ impl Volume {
             Some(health) if !health.is_member() => Some("was detached"),
             Some(health) if !is_away(&health) => Some("is back already"),
             _ if self.is_sent_away(opened.slot) => Some("was taken offline"),
+            _ if self.role(opened.replica()) != Role::Hot => Some("is not hot"),
             _ => None,
         };
         if let Some(why_not) = why_not {

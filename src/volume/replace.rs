@@ -16,7 +16,8 @@
 //! (see `store::walk`); so when it ends, each reachable block was copied by it or born after it began. Log records that
 //! replay still needs were all written after that commit.
 
-use super::scrub::{Pace, blocks_in_use};
+pub(super) use super::scrub::Pace;
+use super::scrub::blocks_in_use;
 use crate::control::Progress;
 use crate::disk::backing::{Backing, BackingKind, Done, Op};
 use crate::disk::buffer::{Buf, Slice};
@@ -364,35 +365,12 @@ impl<'a> Resync<'a> {
 
     /// Space below for everything in `zones` that has it on the others.
     fn allocate(&mut self, zones: impl Iterator<Item = u64>) -> Result<(), String> {
-        let space = self.store.allocator();
-        let geometry = &self.store.label().geometry;
-        space.settle_growth();
-        let mut run = (0, 0);
-        for zone in zones {
-            // A bitmap that is lost does not stop the rest; writes will allocate.
-            let units = space.backed_units(self.mirror(), zone).unwrap_or(0);
-            let len = geometry.zone_len(zone);
-            for unit in 0..len.div_ceil(geometry.unit_blocks()) {
-                if units >> unit & 1 == 0 {
-                    continue;
-                }
-                let from = unit * geometry.unit_blocks();
-                let addr = geometry.zone_at(zone) + u64::from(from);
-                let blocks = u64::from(geometry.unit_blocks().min(len - from));
-                if run.0 + run.1 != addr || run.1 >= ALLOCATE_MAX {
-                    self.allocate_run(run)?;
-                    run = (addr, 0);
-                }
-                run.1 += blocks;
-            }
-        }
-        self.allocate_run(run)
+        let store = self.store;
+        store.allocator().settle_growth();
+        backed_runs(store, zones, |addr, blocks| self.allocate_run((addr, blocks)))
     }
 
     fn allocate_run(&mut self, (addr, blocks): (Addr, u64)) -> Result<(), String> {
-        if blocks == 0 {
-            return Ok(());
-        }
         let Some(backing) = self.mirror().backing(self.slot) else { return Err("went away".into()) };
         ask(&*backing, Op::Allocate { addr, blocks })
             .map_err(|why| format!("no space for the replica there: {why}"))?;
@@ -493,6 +471,32 @@ impl<'a> Resync<'a> {
             lost_paths,
         }
     }
+}
+
+/// Show each run of blocks in `zones` that has space below.
+pub(super) fn backed_runs(
+    store: &Store,
+    zones: impl Iterator<Item = u64>,
+    mut show: impl FnMut(Addr, u64) -> Result<(), String>,
+) -> Result<(), String> {
+    let (space, geometry) = (store.allocator(), &store.label().geometry);
+    let mut run = (0, 0);
+    for zone in zones {
+        // A bitmap that is lost does not stop the rest; writes will allocate.
+        let units = space.backed_units(store.mirror(), zone).unwrap_or(0);
+        let len = geometry.zone_len(zone);
+        for unit in (0..len.div_ceil(geometry.unit_blocks())).filter(|unit| units >> unit & 1 == 1) {
+            let from = unit * geometry.unit_blocks();
+            let addr = geometry.zone_at(zone) + u64::from(from);
+            let blocks = u64::from(geometry.unit_blocks().min(len - from));
+            if run.1 > 0 && (run.0 + run.1 != addr || run.1 >= ALLOCATE_MAX) {
+                show(run.0, run.1)?;
+                run.1 = 0;
+            }
+            run = if run.1 == 0 { (addr, blocks) } else { (run.0, run.1 + blocks) };
+        }
+    }
+    if run.1 > 0 { show(run.0, run.1) } else { Ok(()) }
 }
 
 /// Copy what the new replica lacks of `piece`. Written runs are proven by the walk that follows.

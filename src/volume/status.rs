@@ -7,6 +7,7 @@ use super::Volume;
 use super::availability::Availability;
 use crate::disk::backing::BackingKind;
 use crate::disk::{ReplicaHealth, ReplicaState};
+use crate::format::{Role, Uuid};
 use serde::{Deserialize, Serialize};
 
 /// State of a volume.
@@ -63,6 +64,12 @@ pub struct ReplicaStatus {
     pub path: String,
     /// `in sync`, `out`, `missing` or `returning`.
     pub state: String,
+    /// `hot`, `warm` or `cold`.
+    pub role: String,
+    /// How far a warm or cold one is behind, ms; nothing: not known yet.
+    pub lag_ms: Option<u64>,
+    /// Why a warm or cold one did not follow the last time.
+    pub follow_failure: Option<String>,
     /// `directory`, `file` or `device`.
     pub kind: Option<String>,
     /// Whether I/O goes past the page cache.
@@ -102,7 +109,7 @@ impl Volume {
     pub fn status(&self) -> Status {
         let grows = self.label.grows;
         let health = self.mirror.health().into_iter().filter(ReplicaHealth::is_member);
-        let replicas: Vec<ReplicaStatus> = health.map(|health| replica(health, grows)).collect();
+        let replicas: Vec<ReplicaStatus> = health.map(|h| self.with_role(h.name.uuid, replica(h, grows))).collect();
         // Not the root behind its lock: that may wait for a disk.
         let view = self.store.view();
         let root = &view.committed.root;
@@ -147,7 +154,8 @@ impl Volume {
             let action = "unmount, look at the replicas and their disks, mount again".to_owned();
             return ("failed".into(), format!("{error}; what was acknowledged before is safe"), Some(action));
         }
-        if let Some(hurt) = replicas.iter().find(|r| !is(r, ReplicaState::InSync)) {
+        let is_hurt = |r: &&ReplicaStatus| !is(r, ReplicaState::InSync) && r.role == Role::Hot.name();
+        if let Some(hurt) = replicas.iter().find(is_hurt) {
             let left = match in_sync {
                 1 => "every block is held once: the death of the other replica would lose data".to_owned(),
                 n => format!("every block is held on {n} replicas"),
@@ -182,7 +190,47 @@ impl Volume {
                 format!("all replicas are in sync; {healed} damaged blocks were found and healed since the mount");
             return ("healthy".into(), meaning, Some("stablefs scrub MOUNTPOINT  (looks for more)".into()));
         }
-        ("healthy".into(), "all replicas are in sync, no damage was met since the mount".into(), None)
+        let mut meaning = "all replicas are in sync, no damage was met since the mount".to_owned();
+        let followers: Vec<&ReplicaStatus> = replicas.iter().filter(|r| r.role != Role::Hot.name()).collect();
+        if !followers.is_empty() {
+            meaning = "all hot replicas are in sync, no damage was met since the mount".to_owned();
+        }
+        let state = if in_sync == 1 && !followers.is_empty() { "degraded" } else { "healthy" };
+        let mut action = None;
+        for one in followers {
+            let behind = match one.lag_ms {
+                Some(0) => "holds the same".to_owned(),
+                Some(ms) => format!("is {}.{} s behind", ms / 1000, ms % 1000 / 100),
+                None => "has not followed since the mount".to_owned(),
+            };
+            meaning += &format!("; {} is {} and {behind}", one.path, one.role);
+            if in_sync == 1 {
+                meaning += ": what is newer is held once";
+            }
+            if let Some(why) = &one.follow_failure {
+                meaning += &format!(" ({why})");
+                let is_late = one.role == Role::Warm.name()
+                    && one.lag_ms.is_none_or(|ms| u128::from(ms) > self.options.lag.as_millis());
+                if is_late {
+                    action = Some(format!("stablefs online MOUNTPOINT {}", name_of(one)));
+                }
+            }
+        }
+        (state.into(), meaning, action)
+    }
+
+    /// With what is known of one that follows.
+    fn with_role(&self, replica: Uuid, status: ReplicaStatus) -> ReplicaStatus {
+        let (role, failure) = match self.roles.lock().get(&replica) {
+            None => return status,
+            Some(tracked) => (tracked.role, tracked.failure.clone()),
+        };
+        ReplicaStatus {
+            role: role.name().to_owned(),
+            lag_ms: self.lag_ms(replica),
+            follow_failure: failure,
+            ..status
+        }
     }
 }
 
@@ -219,6 +267,9 @@ fn replica(health: crate::disk::ReplicaHealth, grows: bool) -> ReplicaStatus {
         replica: health.name.uuid.to_string(),
         path: health.name.path,
         state: health.state.name().to_owned(),
+        role: Role::Hot.name().to_owned(),
+        lag_ms: None,
+        follow_failure: None,
         kind: health.kind.map(|kind: BackingKind| kind.name().to_owned()),
         direct_io: health.direct,
         since_ns: health.since_ns,

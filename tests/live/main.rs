@@ -23,6 +23,7 @@ mod programs;
 mod refuse;
 mod resolve;
 mod returns;
+mod roles;
 mod rot;
 mod service;
 mod sqlite;

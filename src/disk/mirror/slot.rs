@@ -10,6 +10,7 @@
 //! | detached: no replica any more | the root, as long as its slot is free | a slot that is passed over: a [`ReplicaState`] |
 //! | full, read-only | beside the state: `volume::status`, from the room below and the cause | in sync or out |
 //! | slow | nowhere: nothing measures it | in sync, until it misses the deadline |
+//! | warm, cold | `volume::follow`, from the roles in the root | out |
 //! | behind | at the mount: `store::recover` | out |
 //! | foreign, forked | at the mount, which is refused: `store::recover` | not here |
 

@@ -6,7 +6,7 @@ use super::*;
 use crate::disk::sim::{self, SimDisk};
 use crate::disk::{Backing, Buf, Combination};
 use crate::format::item::{encode_xattr, name_cookie_base};
-use crate::format::root::{Epoch, Member, MemberState};
+use crate::format::root::{Epoch, Member, MemberState, Role};
 use crate::format::{Addr, Extent, FIRST_INO, Geometry, ItemKind, Label, ORPHANS, ROOT_INO, Root, Uuid};
 use crate::store::recover::{OpenStore, Present, examine, open};
 use crate::store::space::{Span, all_backed, pristine_top};
@@ -46,7 +46,7 @@ fn format(grows: bool) -> Vec<Arc<SimDisk>> {
     let member = |i: u8| Member {
         replica: Uuid([10 + i; 16]),
         state: MemberState::InSync,
-        role: 1,
+        role: Role::Hot,
         since_version: 1,
         since_ns: 1,
         synced_txg: 0,

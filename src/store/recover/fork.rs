@@ -66,7 +66,7 @@ pub fn sides(present: &[Present]) -> Vec<Side> {
 pub fn parting(a: &Root, ours: Uuid, b: &Root, theirs: Uuid) -> Parting {
     let end = |root: &Root, at: usize| root.chain.get(at + 1).map_or(root.version + 1, |next| next.first_version);
     let shared = a.chain.iter().enumerate().rev().find_map(|(i, epoch)| {
-        let j = b.chain.iter().position(|other| other.id == epoch.id)?;
+        let j = b.chain.iter().position(|other| other.id == epoch.id && !epoch.is_gap())?;
         Some(end(a, i).min(end(b, j)).saturating_sub(1))
     });
     // A replica can have been of the other history meanwhile: what is said counts if its root is in both.

@@ -4,6 +4,7 @@
 //! *Assumes*: a person asked for it (`accept_stale`). *Fails when*: as [`choose`]. *Order*: before the choice.
 //! *Not here*: the choice (`recover`).
 
+use super::follower::has_followed;
 use super::{Found, Present, choose, when};
 use crate::format::{Label, MemberState, Root};
 use crate::store::StoreError;
@@ -35,6 +36,10 @@ pub(super) fn why_no_member(root: &Root, label: &Label) -> Option<String> {
 /// A person wants what replicas held when they were in sync last, although the newest root on them says that they are not.
 /// That root does not count then. Nothing changes where anybody is in sync, or nobody ever was.
 pub(crate) fn believe_older(present: &mut [Present]) -> Result<(), StoreError> {
+    // What a follow has written over was reached by older roots; it holds the newest one.
+    if present.iter().any(has_followed) {
+        return Ok(());
+    }
     let was_in_sync = present.iter().all(|one| one.found.last_in_sync().is_some());
     if choose(present)?.members.iter().any(|(_, in_sync)| *in_sync) || !was_in_sync {
         return Ok(());

@@ -53,7 +53,7 @@ fn open_these(rig: &Rig, which: &[usize], degraded: bool, accept_stale: bool) ->
         hold: true,
     };
     let world = Arc::new(crate::world::Seeded::new(rig.seed + 77 + which[0] as u64));
-    open_store(present(rig, which), options, None, accept_stale, world)
+    open_store(present(rig, which), options, None, accept_stale, world, &|_| Ok(()))
 }
 
 fn states(store: &Store) -> Vec<MemberState> {

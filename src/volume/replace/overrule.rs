@@ -35,7 +35,7 @@ pub fn overrule(
     renounce(&*backing, &root, deadline, &mut || true).map_err(|why| refused(format!("{path}: {why}")))?;
     store.change_members(|mirror| mirror.start_returning(slot, name, backing))?;
     let mut resync = Resync::new(store, slot, path.to_owned(), progress);
-    let done = resync.catch_up().and_then(|caught| resync.join(Place::Free(slot)).map(|()| caught));
+    let done = resync.catch_up().and_then(|caught| resync.join(Place::Free(slot)).map(|_| caught));
     let report = match done {
         Ok((rounds, missed, sampled)) => resync.return_report(rounds, missed, sampled),
         Err(why) => return Err(give_up(store, Place::Free(slot), slot, path, &why)),

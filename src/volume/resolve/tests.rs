@@ -363,11 +363,12 @@ fn what_cannot_be_saved_is_told() {
     let data: Vec<u64> =
         census.iter().filter(|(_, part)| **part == crate::store::walk::Part::Data).map(|x| *x.0).collect();
     let mut own = Vec::new();
-    store.sample(root.txg, 500, &mut |piece| {
+    let mut show = |piece: &crate::store::walk::Piece| {
         if piece.part == crate::store::walk::Part::Data && data.contains(&piece.addr) {
             own.push((piece.ino, piece.addr));
         }
-    });
+    };
+    let _ = store.sample(root.txg, 500, &mut show, &mut || std::ops::ControlFlow::Continue(()));
     let ino = files(&store).lookup(ROOT_INO, b"of-1").unwrap().ino;
     drop(store);
     let (_, rotten) = own.into_iter().find(|(of, _)| *of == ino).unwrap();

@@ -3,7 +3,7 @@
 use super::super::super::scrub;
 use super::*;
 use crate::disk::sim::SimDisk;
-use crate::format::Member;
+use crate::format::{Member, Role};
 use crate::format::root::Epoch;
 use crate::store::recover::examine;
 use crate::store::tests::{Rig, write};
@@ -139,7 +139,7 @@ fn what_it_holds_is_read_from_both_roots() {
     let member = |state, synced_txg, synced_version| Member {
         replica: Uuid([2; 16]),
         state,
-        role: 1,
+        role: Role::Hot,
         offline: false,
         since_version: 1,
         since_ns: 0,
