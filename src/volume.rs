@@ -20,7 +20,7 @@ pub mod witness;
 use crate::disk::backing::{Backing, BackingKind};
 use crate::disk::file::{self, CreateOptions, Inspection, Mode};
 use crate::disk::{Mirror, ReplicaHealth, ReplicaState};
-use crate::format::{BLOCK, Geometry, Label, REPLICAS_MAX, REPLICAS_MIN, Role, Uuid};
+use crate::format::{BLOCK, Geometry, Label, MemberState, REPLICAS_MAX, REPLICAS_MIN, Role, Uuid};
 use crate::fs::Filesystem;
 use crate::store::commit::Force;
 use crate::store::create::{CreateStore, create};
@@ -382,6 +382,7 @@ impl Volume {
         let found_as = recover::choose(&present)
             .map(|choice| events::FoundAs { clean: choice.root.clean, last_root_ns: choice.root.time_ns })
             .unwrap_or_default();
+        let absent_places = Volume::places_of_absent(&present, &absent);
         let opened =
             open_store(present, store, seen, options.accept_stale, world, &|store: &Store| opening.claim(store));
         let (store, report) = match opened {
@@ -390,6 +391,9 @@ impl Volume {
                 opening.give_up();
                 return Err(match error {
                     StoreError::Refused(text) if !why.is_empty() => StoreError::Refused(format!("{why}; {text}")),
+                    StoreError::Refused(text) if !absent_places.is_empty() => StoreError::Refused(format!(
+                        "{text}; a replica that is not given was last seen at {absent_places}"
+                    )),
                     other => other,
                 });
             }
@@ -424,6 +428,17 @@ impl Volume {
             volume.note_places();
         }
         Ok(volume)
+    }
+
+    /// Where this host last saw the replicas that should be there and were not named.
+    fn places_of_absent(present: &[Present], absent: &[(String, String)]) -> String {
+        let Ok(choice) = recover::choose(present) else { return String::new() };
+        let members = choice.root.members.iter().zip(&choice.members);
+        let gone = members.filter(|(member, (index, _))| member.state == MemberState::InSync && index.is_none());
+        let gone: Vec<_> = gone.map(|(member, _)| member.replica).collect();
+        let mut places = witness::last_seen(choice.root.volume, &gone, EXAMINE_WAIT);
+        places.retain(|place| present.iter().all(|p| p.path != *place) && absent.iter().all(|(path, _)| path != place));
+        places.join(" and ")
     }
 
     /// Start the store's threads.

@@ -85,6 +85,7 @@ fn render(report: &Report, now_ns: i64) -> String {
     if let Some(action) = &status.action {
         lines.push(("action", action.clone()));
     }
+    lines.extend(status.notes.iter().map(|note| ("note", note.clone())));
     let used = format!("{} used of {}", size(status.used_bytes), size(status.size_bytes));
     lines.push(("space", format!("{used}, {} free, {} files", size(status.free_bytes), status.inodes)));
     lines.extend(service(&status.availability).map(|text| ("service", text)));

@@ -49,6 +49,8 @@ pub struct Status {
     pub open_s: u64,
     /// Log records replayed at opening.
     pub replayed: u64,
+    /// Places that were given at the mount and are none of its replicas: why.
+    pub notes: Vec<String>,
     /// Availability in figures, from the events that are remembered.
     pub availability: Availability,
 }
@@ -116,6 +118,8 @@ impl Volume {
         let space = self.store.space();
         let block = crate::format::BLOCK as u64;
         let (state, meaning, action) = self.judge(&replicas);
+        let strange = self.report.behind.iter().filter(|(path, _)| replicas.iter().all(|r| r.path != *path));
+        let notes = strange.map(|(path, why)| format!("{path}: {why}")).collect();
         Status {
             volume: self.label.volume.to_string(),
             label: self.label.name.clone(),
@@ -135,6 +139,7 @@ impl Volume {
             deadline_ms: self.options.deadline.as_millis() as u64,
             open_s: self.opened.elapsed().as_secs(),
             replayed: self.report.replayed,
+            notes,
             availability: self.availability(),
         }
     }

@@ -161,6 +161,17 @@ pub fn stood_at(volume: Uuid, uuid: Uuid, path: &str, patience: Duration) -> boo
     stood.unwrap_or(false)
 }
 
+/// Where these replicas were last seen.
+pub fn last_seen(volume: Uuid, replicas: &[Uuid], patience: Duration) -> Vec<String> {
+    let (Some(target), false) = (places_path(volume), replicas.is_empty()) else { return Vec::new() };
+    let wanted: Vec<String> = replicas.iter().map(Uuid::to_string).collect();
+    let seen = on_state(&format!("look up where replicas of volume {volume} stood"), patience, move || {
+        let all = places(&target).into_iter().filter(|place| wanted.contains(&place.replica));
+        Ok(all.map(|place| place.path).collect())
+    });
+    seen.unwrap_or_default()
+}
+
 /// What is written down of a volume.
 pub fn read(volume: Uuid, patience: Duration) -> Option<Witness> {
     let path = path(volume)?;

@@ -82,6 +82,7 @@ fn a_third_one_is_attached_and_two_may_die() {
     check(&bed, &[&c, &bed.b, &bed.a]);
     let said = bed.mount_of(&[&bed.a, &bed.b], "").code(1);
     assert!(said.err.contains("1 of 3 replicas in sync is missing"), "{said}");
+    assert!(said.err.contains(&format!("last seen at {}", c.display())), "it says which one: {said}");
     bed.mount_of(&[&bed.b, &c, &bed.a], "").ok();
     check_still_files(&bed, 60);
     bed.umount().ok();
@@ -142,12 +143,12 @@ fn who_was_detached_is_known_as_such() {
     assert_eq!((status["state"].as_str(), status["replicas"].as_array().unwrap().len()), (Some("healthy"), 2));
     fs::write(bed.at("later"), b"not on b").unwrap();
     bed.umount().ok();
-    let log = bed.path().join("log");
-    bed.mount_of(&[&bed.b, &bed.a, &c], &format!("log={}", log.display())).ok();
+    let said = bed.mount_of(&[&bed.b, &bed.a, &c], "").ok();
+    assert!(said.err.contains("was detached at root"), "{said}");
     let status = bed.status();
     assert_eq!((status["state"].as_str(), state_of(&status, &bed.b).as_str()), (Some("healthy"), "unknown"));
-    let told = fs::read_to_string(&log).unwrap();
-    assert!(told.contains("was detached at root"), "{told}");
+    let note = status["notes"][0].as_str().unwrap();
+    assert!(note.starts_with(bed.b.to_str().unwrap()) && note.contains("was detached at root"), "{note}");
     assert_eq!(fs::read(bed.at("later")).unwrap(), b"not on b");
     bed.umount().ok();
     for options in ["", "degraded"] {
