@@ -442,7 +442,7 @@ fn directories_come_and_go() {
     volume.close().unwrap();
     paths.push(c);
     let degraded = OpenOptions { degraded: true, ..OpenOptions::default() };
-    refusal(Volume::open(&[d.clone()], &degraded).map(drop), "was detached at root");
+    refusal(Volume::open(std::slice::from_ref(&d), &degraded).map(drop), "was detached at root");
     let all = [&paths[..], &[d]].concat();
     let volume = Volume::open(&all, &OpenOptions::default()).unwrap();
     assert_eq!((volume.mirror.members().in_sync, volume.report.behind.len()), (0b1011, 1), "{:?}", volume.report);
@@ -477,7 +477,10 @@ fn an_attach_that_was_killed_is_begun_again() {
     );
     assert!(c.join("stablefs.data").metadata().unwrap().len() > 0, "something was there");
     volume.close().unwrap();
-    refusal(Volume::open(&[c.clone()], &OpenOptions { degraded: true, ..OpenOptions::default() }).map(drop), "label");
+    refusal(
+        Volume::open(std::slice::from_ref(&c), &OpenOptions { degraded: true, ..OpenOptions::default() }).map(drop),
+        "label",
+    );
     let volume = Volume::open(&paths, &OpenOptions::default()).unwrap();
     assert_eq!(volume.store.durable_root().members.len(), 2);
     volume.attach(&c, false, &mut go).unwrap();
