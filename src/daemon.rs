@@ -24,7 +24,7 @@ use crate::fs::{Filesystem, FsOptions};
 use crate::fuse::ServeOptions;
 use crate::fuse::fuser::Session;
 use crate::mount::{self, MountError, MountPlan, Mounted};
-use crate::store::Store;
+use crate::store::{Store, StoreOptions};
 use crate::volume::events::Listener;
 use crate::volume::{OpenOptions, Volume};
 use hook::Hook;
@@ -139,7 +139,7 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
         force_owner: job.options.force_owner,
         deadline: job.options.deadline,
         lag: job.options.lag,
-        ..OpenOptions::default()
+        store: StoreOptions { resync_rate: job.options.resync_rate, ..StoreOptions::default() },
     };
     let volume = Volume::open(&replicas, &open).map_err(|error| say(&error))?;
     let filesystem_options = FsOptions {

@@ -91,6 +91,7 @@ impl Setup {
             placed_max: *random.pick(&[64, 512]),
             cache_nodes: *random.pick(&[8, 64, 512]),
             window: random.range(1, 5),
+            resync_rate: 0,
         };
         let greedy = random.below(3) == 0;
         let weights = if random.below(2) == 0 { Weights::usual(greedy) } else { Weights::draw(random, greedy) };

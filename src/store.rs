@@ -70,6 +70,8 @@ pub struct StoreOptions {
     pub cache_nodes: usize,
     /// Retained roots.
     pub window: u64,
+    /// Bytes a second that a resync moves at most; 0: as fast as it goes beside others.
+    pub resync_rate: u64,
 }
 
 impl Default for StoreOptions {
@@ -82,6 +84,7 @@ impl Default for StoreOptions {
             placed_max: 131_072,
             cache_nodes: 8_192,
             window: 3,
+            resync_rate: 0,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! refusal says what to do next. *Assumes*: nothing of the paths. *Fails when*: [`StoreError::Refused`].
 //! *Order*: inspect → open (locks) → examine → recover → threads. *Not here*: mounting.
 
+pub mod anew;
 pub mod availability;
 pub mod away;
 pub mod beat;
@@ -11,6 +12,7 @@ pub mod events;
 pub mod follow;
 pub mod fsck;
 pub mod members;
+mod pace;
 pub mod replace;
 pub mod resolve;
 pub mod scrub;
@@ -138,6 +140,8 @@ pub struct Volume {
     roles: Mutex<BTreeMap<Uuid, follow::Tracked>>,
     /// One follows at a time.
     following: Mutex<()>,
+    /// Slots whose container was seen to be deleted.
+    deleted: Mutex<BTreeMap<usize, anew::Deleted>>,
 }
 
 /// Long work; while it lives no other can begin.
@@ -180,7 +184,7 @@ pub fn format(paths: &[PathBuf], options: &FormatOptions) -> Result<FormatReport
     let mut backings: Vec<(String, Arc<dyn Backing>)> = Vec::new();
     for one in &found {
         let length = if one.kind == BackingKind::Directory { 0 } else { blocks };
-        let create = CreateOptions { blocks: length, replace: options.force };
+        let create = CreateOptions { blocks: length, replace: options.force, only_in: None };
         let backing =
             file::open(&one.path, Mode::Write, Some(create)).map_err(|error| StoreError::Refused(error.to_string()))?;
         backings.push((one.path.display().to_string(), backing));
@@ -423,6 +427,7 @@ impl Volume {
             kept_away: Mutex::new(kept_away),
             roles: Mutex::new(roles),
             following: Mutex::new(()),
+            deleted: Mutex::default(),
         };
         if !options.read_only {
             volume.note_places();

@@ -16,6 +16,8 @@ pub const LAG_DEFAULT: Duration = Duration::from_secs(10);
 pub const THREADS_DEFAULT: usize = 8;
 /// Most and fewest threads that can be asked for.
 pub const THREADS: std::ops::RangeInclusive<usize> = 3..=64;
+/// Smallest limit of a resync, in bytes a second.
+const RATE_MIN: u64 = 1 << 20;
 
 /// What `-o` said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +48,8 @@ pub struct MountOptions {
     pub log: Option<PathBuf>,
     /// Replicas that were away are taken back without being asked; `noreturn`: only by `stablefs online`.
     pub takes_back: bool,
+    /// `resync-rate=SIZE`: bytes a second that a resync moves at most; 0: as fast as it goes beside others.
+    pub resync_rate: u64,
     /// `on-event=PROGRAM`: run for each event.
     pub on_event: Option<PathBuf>,
     /// `foreground`.
@@ -78,6 +82,7 @@ impl Default for MountOptions {
             threads: THREADS_DEFAULT,
             log: None,
             takes_back: true,
+            resync_rate: 0,
             on_event: None,
             foreground: false,
             device_nodes: true,
@@ -122,7 +127,7 @@ const KERNELS: &[&str] = &["blksize", "group_id", "max_read", "user_id"];
 
 /// Every option that means something, for the error text.
 const KNOWN: &str = "ro, rw, degraded, accept_stale, force-owner, allow_other, deadline=, fsname=, subtype=, writeback, threads=, noatime, log=, \
-                     on-event=, lag=, return, noreturn, foreground, dev, nodev, suid, nosuid, exec, noexec, remount";
+                     on-event=, lag=, return, noreturn, resync-rate=, foreground, dev, nodev, suid, nosuid, exec, noexec, remount";
 
 /// What to do with options that nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,12 +195,25 @@ fn parse_word(word: &str, options: &mut MountOptions) -> Result<bool, String> {
         ("log", Some(value)) if !value.is_empty() => options.log = Some(PathBuf::from(value)),
         ("on-event", Some(value)) if !value.is_empty() => options.on_event = Some(PathBuf::from(value)),
         ("lag", Some(value)) => options.lag = parse_time("lag", value)?,
-        ("deadline" | "lag" | "fsname" | "subtype" | "threads" | "log" | "on-event", _) => {
+        ("resync-rate", Some(value)) => options.resync_rate = parse_rate(value)?,
+        ("deadline" | "lag" | "fsname" | "subtype" | "threads" | "log" | "on-event" | "resync-rate", _) => {
             return Err(format!("option {name} needs a value: -o {name}=…"));
         }
         _ => return Ok(false),
     }
     Ok(true)
+}
+
+fn parse_rate(text: &str) -> Result<u64, String> {
+    if text == "0" {
+        return Ok(0);
+    }
+    let size = parse_size(text).map_err(|why| format!("option resync-rate={text}: {why}"))?;
+    if size < RATE_MIN {
+        Err(format!("option resync-rate={text}: at least 1M (a second), or 0 for no limit"))
+    } else {
+        Ok(size)
+    }
 }
 
 fn parse_threads(text: &str) -> Result<usize, String> {
@@ -373,6 +391,9 @@ mod tests {
             ("threads=x", "threads=x"),
             ("log=", "needs a value"),
             ("on-event", "needs a value"),
+            ("resync-rate", "needs a value"),
+            ("resync-rate=9", "at least 1M"),
+            ("resync-rate=fast", "not a size"),
             ("subtype=a b", "subtype=a b"),
             ("defaults=2", "defaults=2"),
         ] {

@@ -3,7 +3,7 @@
 //! *Guarantees*: each place is looked at now and then, the less often the more often it failed ([`PAUSE_MIN`] to
 //! [`PAUSE_MAX`]); one that hangs when it is looked at keeps a thread of its own busy, and nothing else.
 //! *Assumes*: the volume says who is away. *Fails when*: never; what came of an attempt is in the log and the status.
-//! *Order*: ask who is away → let go of the place → open and read it → a task. *Not here*: how (`volume::away`).
+//! *Order*: ask who is away → let go of the place → open and read it, or see that it may be made anew → a task. *Not here*: how (`volume::away`).
 
 use super::service::Service;
 use crate::volume::away::Away;
@@ -95,7 +95,14 @@ fn attempt(service: &Arc<Service>, away: Away, attempts: &Attempts) {
                 Ok(task) => while !task.wait(PAUSE_MAX) {},
                 Err(why) => log::debug!("replica {slot} answers, but not now: {why}"),
             },
-            Err(why) => log::debug!("replica {slot} is not taken back yet: {why}"),
+            Err(why) => match away.may_be_made() {
+                Some(Ok(())) => match of_thread.begin_anew(away) {
+                    Ok(task) => while !task.wait(PAUSE_MAX) {},
+                    Err(why) => log::debug!("replica {slot} is to be made anew, but not now: {why}"),
+                },
+                Some(Err(why)) => log::warn!("replica {slot} is not made anew: {why}"),
+                None => log::debug!("replica {slot} is not taken back yet: {why}"),
+            },
         }
         if let Some(attempt) = attempts_of_thread.lock().get_mut(&slot) {
             attempt.end(Instant::now());

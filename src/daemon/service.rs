@@ -165,6 +165,16 @@ impl Service {
         self.begin("resync", work)
     }
 
+    /// Make the deleted container of a replica anew.
+    pub(super) fn begin_anew(&self, away: Away) -> Result<Arc<Task>, String> {
+        let volume = self.volume.clone();
+        let work: Work = Box::new(move |tell| {
+            let volume = volume.read();
+            super::work::make_anew(volume.as_ref().ok_or(ENDING)?, &away, tell)
+        });
+        self.begin("resync", work)
+    }
+
     /// Who may return.
     pub(super) fn away(&self) -> Vec<Away> {
         let Some(volume) = self.volume.try_read() else { return Vec::new() };

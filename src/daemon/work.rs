@@ -5,7 +5,7 @@
 
 use crate::control::Progress;
 use crate::volume::Volume;
-use crate::volume::away::Opened;
+use crate::volume::away::{Away, Opened};
 use serde_json::Value;
 use std::path::Path;
 
@@ -56,5 +56,14 @@ pub fn bring_back(volume: &Volume, opened: Opened, tell: &mut dyn FnMut(Progress
 /// As the volume's follow.
 pub fn follow(volume: &Volume, opened: Opened, tell: &mut dyn FnMut(Progress) -> bool) -> Result<Value, String> {
     let report = volume.follow(opened, &mut |progress| tell(progress.clone()));
+    serde_json::to_value(report.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
+}
+
+/// Make the deleted container of a replica anew.
+///
+/// # Errors
+/// As the volume's.
+pub fn make_anew(volume: &Volume, away: &Away, tell: &mut dyn FnMut(Progress) -> bool) -> Result<Value, String> {
+    let report = volume.make_anew(away, &mut |progress| tell(progress.clone()));
     serde_json::to_value(report.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
 }

@@ -124,6 +124,18 @@ pub struct BackingFacts {
     pub read_only: bool,
 }
 
+/// A directory that holds a container, told from every other one, also from one of a filesystem that took the device
+/// number of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Directory {
+    /// `st_dev`.
+    pub device: u64,
+    /// `st_ino`.
+    pub inode: u64,
+    /// When it was made, in seconds and ns, where its filesystem tells.
+    pub born: Option<(i64, u32)>,
+}
+
 /// A replica's medium.
 pub trait Backing: Send + Sync {
     /// Start `op`. Never blocks; the request owns its buffers until the medium answers.
@@ -136,6 +148,11 @@ pub trait Backing: Send + Sync {
     fn close(&self);
     /// Whether the lock has been released after [`Backing::close`].
     fn is_closed(&self) -> bool;
+    /// The directory in which the container stood when it was opened, if an [`Op::Check`] has found that it was deleted there: no
+    /// name leads to it any more (it was not moved away), and the directory is the same. Never touches the medium.
+    fn deleted_from(&self) -> Option<Directory> {
+        None
+    }
 }
 
 /// Wakes a thread that waits for any of several tickets.

@@ -20,8 +20,9 @@ mod threads;
 pub use holder::{ending_holder, say_ending};
 pub use inspecting::inspect;
 pub use isolate::{apart, close_inherited, isolate, isolate_for_programs};
+pub use opening::directory_at;
 
-use super::backing::{Backing, BackingKind};
+use super::backing::{Backing, BackingKind, Directory};
 use crate::format::Label;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,6 +46,8 @@ pub struct CreateOptions {
     pub blocks: u64,
     /// Overwrite what is there, also foreign data.
     pub replace: bool,
+    /// Make a container that is not there, in this very directory, and nowhere else.
+    pub only_in: Option<Directory>,
 }
 
 /// Why a backing could not be opened. One line each, naming the path.

@@ -81,6 +81,7 @@ pub(crate) fn setup() -> Setup {
         placed_max: 512,
         cache_nodes: 64,
         window: 2,
+        resync_rate: 0,
     };
     Setup {
         blocks: 1100,

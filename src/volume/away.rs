@@ -5,6 +5,7 @@
 //! *Assumes*: a place belongs to who stood there, or was given at the mount. *Fails when*: [`StoreError::Refused`].
 //! *Order*: [`Volume::away`] → [`Away::open`] → [`Volume::bring_back`]. *Not here*: when it is tried (`daemon`).
 
+use super::anew::Deleted;
 use super::{EXAMINE_WAIT, Volume, close_all, refused};
 use crate::control::Progress;
 use crate::disk::backing::Backing;
@@ -31,7 +32,7 @@ const STOP_MAX: Duration = Duration::from_secs(30);
 pub(super) const RESYNC: &str = "resync";
 
 /// Whether it is out or missing, and may come back.
-fn is_away(health: &ReplicaHealth) -> bool {
+pub(super) fn is_away(health: &ReplicaHealth) -> bool {
     matches!(health.state, ReplicaState::Out | ReplicaState::Missing)
 }
 
@@ -42,9 +43,11 @@ pub struct Away {
     pub slot: usize,
     /// Where it may be: the place where it stood, or those given at the mount where nobody was.
     pub places: Vec<String>,
-    replica: Uuid,
+    pub(super) replica: Uuid,
     label: Label,
     heart: Arc<Heart>,
+    /// Its container was deleted.
+    pub(super) deleted: Option<Deleted>,
 }
 
 /// A replica whose place answers.
@@ -122,10 +125,6 @@ impl Away {
 }
 
 impl Opened {
-    fn replica(&self) -> Uuid {
-        self.found.label.replica
-    }
-
     /// Let go of the place again.
     pub fn close(self) {
         self.backing.close();
@@ -202,11 +201,13 @@ impl Volume {
             replica: health.name.uuid,
             label: self.label.clone(),
             heart: self.heart.clone(),
+            deleted: self.deleted_in(health.slot, health.name.uuid),
         }
     }
 
     /// Let go of the place of a replica that is out, so that [`Away::open`] finds it free.
     pub fn let_go(&self, away: &Away) {
+        self.note_deleted(away.slot);
         self.mirror.release(away.slot);
     }
 
@@ -227,15 +228,7 @@ impl Volume {
             }
         };
         // While its place was being opened, another may have brought it back, or a person may have sent it away.
-        let here = self.mirror.health().into_iter().find(|h| h.slot == opened.slot);
-        let why_not = match here {
-            Some(health) if !health.is_member() => Some("was detached"),
-            Some(health) if !is_away(&health) => Some("is back already"),
-            _ if self.is_sent_away(opened.slot) => Some("was taken offline"),
-            _ if self.role(opened.replica()) != Role::Hot => Some("is not hot"),
-            _ => None,
-        };
-        if let Some(why_not) = why_not {
+        if let Some(why_not) = self.why_not(opened.slot) {
             let text = format!("{}: {why_not}", opened.path);
             opened.close();
             return refused(text);
@@ -249,6 +242,17 @@ impl Volume {
         Ok(report)
     }
 
+    /// Why the replica in `slot` is not to be brought back now.
+    pub(super) fn why_not(&self, slot: usize) -> Option<&'static str> {
+        match self.mirror.health().into_iter().find(|health| health.slot == slot) {
+            Some(health) if !health.is_member() => Some("was detached"),
+            Some(health) if !is_away(&health) => Some("is back already"),
+            _ if self.is_sent_away(slot) => Some("was taken offline"),
+            Some(health) if self.role(health.name.uuid) != Role::Hot => Some("is not hot"),
+            _ => None,
+        }
+    }
+
     /// Send the replica `which` (path or slot number) away: until [`Volume::online`], or with `until_mount` until the next mount.
     /// If it is on its way back, that ends.
     ///
@@ -259,20 +263,23 @@ impl Volume {
             return Err(StoreError::ReadOnly);
         }
         let slot = self.find_replica(which, &self.mirror.health())?;
+        // Asked before its return can see that it is not wanted.
+        let comes = self.is_coming(slot);
         let is_new = self.kept_away.lock().insert(slot);
-        let sent = self.send_away(slot, until_mount);
+        let sent = self.send_away(slot, until_mount, comes);
         if sent.is_err() && is_new {
             self.kept_away.lock().remove(&slot);
         }
         sent
     }
 
-    fn send_away(&self, slot: usize, until_mount: bool) -> Result<(), StoreError> {
+    fn send_away(&self, slot: usize, until_mount: bool, mut comes: bool) -> Result<(), StoreError> {
         let until = Instant::now() + STOP_MAX;
         let _alone = loop {
+            comes |= self.is_coming(slot);
             match self.begin_work("change of replicas") {
-                // Its return sees that it is not wanted, and ends.
-                Err(_) if self.is_returning(slot) && Instant::now() < until => {
+                // Its return sees that it is not wanted, and ends; it is out before it has ended.
+                Err(_) if comes && Instant::now() < until => {
                     crate::sync::thread::sleep(Duration::from_millis(10));
                 }
                 begun => break begun?,
@@ -289,8 +296,10 @@ impl Volume {
         Ok(())
     }
 
-    fn is_returning(&self, slot: usize) -> bool {
-        self.mirror.health().get(slot).is_some_and(|h| h.state == ReplicaState::Returning)
+    /// Whether a return is under way that may be its own: it is called returning only after it has renounced its roots.
+    fn is_coming(&self, slot: usize) -> bool {
+        let other = |h: &ReplicaHealth| h.slot != slot && h.state == ReplicaState::Returning;
+        *self.work.lock() == Some(RESYNC) && !self.mirror.health().iter().any(other)
     }
 
     /// Let the replica `which` (path or slot number) return. `None`: it is in sync, or on its way.

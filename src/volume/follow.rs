@@ -16,7 +16,8 @@
 use super::Volume;
 use super::away::Opened;
 use super::replace::back::holds_until;
-use super::replace::{Pace, backed_runs};
+use super::pace::Pace;
+use super::replace::backed_runs;
 use crate::control::Progress;
 use crate::disk::backing::{Backing, Done, Op};
 use crate::disk::buffer::{Buf, Slice};
@@ -119,7 +120,7 @@ pub fn follow(
         store,
         backing,
         progress,
-        pace: Pace::new(store),
+        pace: Pace::new(store.mirror(), slot, store.options().resync_rate),
         mode: Mode::Copy,
         until: None,
         held: Vec::new(),
@@ -276,6 +277,7 @@ impl Follow<'_> {
 
     fn write(&mut self, addr: Addr, sums: &[u64]) -> Result<(), String> {
         let mirror = self.store.mirror();
+        self.pace.announce();
         match mirror.read(addr, sums) {
             Ok(buf) => {
                 self.ask(Op::Write { addr, data: vec![Slice::whole(buf)] })?;
@@ -320,6 +322,7 @@ impl Follow<'_> {
             let geometry = &self.store.label().geometry;
             self.zones.insert((piece.addr - geometry.zones_at) / u64::from(geometry.zone_blocks));
         }
+        let (began, copied) = (Instant::now(), self.copied);
         match self.mode {
             Mode::Prove => self.prove(piece)?,
             Mode::Copy => self.write(piece.addr, &piece.sums)?,
@@ -330,8 +333,10 @@ impl Follow<'_> {
                 }
                 self.write(piece.addr, &piece.sums)?;
                 self.held.push(piece.clone());
+                return Ok(ControlFlow::Continue(()));
             }
         }
+        self.pace.rest(self.store.mirror(), (self.copied - copied) * BLOCK as u64, began.elapsed());
         Ok(ControlFlow::Continue(()))
     }
 }
@@ -360,7 +365,10 @@ impl Sink for Follow<'_> {
             self.failure = Some("stopped".into());
             return ControlFlow::Break(());
         }
-        self.pace.yield_to_others(self.store);
+        let owed = self.pace.owed();
+        if !owed.is_zero() {
+            crate::sync::thread::sleep(owed);
+        }
         ControlFlow::Continue(())
     }
 }

@@ -132,7 +132,7 @@ impl Volume {
         let is_member = found.label.as_ref().is_some_and(|l| health.iter().any(|h| h.name.uuid == l.replica));
         if force && !is_member {
             let blocks = if found.kind == BackingKind::Directory { 0 } else { self.label.geometry.blocks };
-            let create = CreateOptions { blocks, replace: true };
+            let create = CreateOptions { blocks, replace: true, only_in: None };
             let opened = file::open(&found.path, Mode::Write, Some(create));
             return opened.map_err(|error| StoreError::Refused(error.to_string()));
         }

@@ -16,7 +16,7 @@
 //! (see `store::walk`); so when it ends, each reachable block was copied by it or born after it began. Log records that
 //! replay still needs were all written after that commit.
 
-pub(super) use super::scrub::Pace;
+use super::pace::Pace;
 use super::scrub::blocks_in_use;
 use crate::control::Progress;
 use crate::disk::backing::{Backing, BackingKind, Done, Op};
@@ -298,12 +298,33 @@ impl<'a> Resync<'a> {
             copied: 0,
             lost: BTreeMap::new(),
             failure: None,
-            pace: Pace::new(store),
+            pace: Pace::new(store.mirror(), slot, store.options().resync_rate),
         }
     }
 
     fn mirror(&self) -> &Mirror {
         self.store.mirror()
+    }
+
+    /// Whether it is to go on; says how far it is.
+    fn look_up(&mut self) -> ControlFlow<()> {
+        let state = self.mirror().health().get(self.slot).map(|h| h.state);
+        if state != Some(ReplicaState::Returning) {
+            self.failure = Some(self.why_out());
+            return ControlFlow::Break(());
+        }
+        let progress = Progress {
+            what: self.what.into(),
+            done: (self.tally.correct + self.tally.copied + self.tally.missing).min(self.total.max(1)),
+            total: self.total.max(1),
+            damaged: self.tally.missing,
+            healed: self.tally.missing,
+        };
+        if !(self.progress)(&progress) {
+            self.failure = Some("stopped".into());
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
     }
 
     /// Copy and prove; returns the rounds that it took.
@@ -500,7 +521,7 @@ pub(super) fn backed_runs(
 }
 
 /// Copy what the new replica lacks of `piece`. Written runs are proven by the walk that follows.
-fn copy(mirror: &Mirror, slot: usize, piece: &Piece) -> Tally {
+fn copy(mirror: &Mirror, slot: usize, piece: &Piece, pace: &Pace) -> Tally {
     let mut tally = Tally::default();
     let seed = mirror.seed();
     let have = mirror.read_raw(slot, piece.addr, piece.sums.len() as u32).ok();
@@ -519,6 +540,7 @@ fn copy(mirror: &Mirror, slot: usize, piece: &Piece) -> Tally {
         let addr = piece.addr + at as u64;
         let sums = &piece.sums[at..end];
         at = end;
+        pace.announce();
         match mirror.read(addr, sums) {
             Ok(buf) => match mirror.write_raw(slot, addr, Slice::whole(buf)) {
                 Ok(()) => tally.copied += sums.len() as u64,
@@ -549,7 +571,7 @@ fn repair(mirror: &Mirror, slot: usize, addr: Addr, sums: &[u64], tally: &mut Ta
 }
 
 /// Read `piece` from the new replica's medium and prove it; what is missing is copied, and counted.
-fn prove(mirror: &Mirror, slot: usize, piece: &Piece) -> Tally {
+fn prove(mirror: &Mirror, slot: usize, piece: &Piece, _: &Pace) -> Tally {
     let mut tally = Tally::default();
     for (i, proof) in mirror.prove(slot, piece.addr, &piece.sums, false).into_iter().enumerate() {
         match proof {
@@ -571,16 +593,24 @@ fn prove(mirror: &Mirror, slot: usize, piece: &Piece) -> Tally {
 impl Sink for Resync<'_> {
     fn pieces(&mut self, pieces: &[Piece]) -> ControlFlow<()> {
         let (mirror, slot) = (self.store.mirror(), self.slot);
-        let work: fn(&Mirror, usize, &Piece) -> Tally = if self.what == "copying" { copy } else { prove };
+        let copies = self.what.starts_with("copying");
+        let work: fn(&Mirror, usize, &Piece, &Pace) -> Tally = if copies { copy } else { prove };
+        let pace = (self.copiers > 1).then_some(&self.pace); // else it is simulated
         let next = AtomicUsize::new(0);
         let run = || {
             let mut done = Vec::new();
             while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let tally = work(mirror, slot, piece);
+                let begun = Instant::now();
+                let tally = work(mirror, slot, piece, &self.pace);
                 let failed = tally.failure.is_some();
                 done.push((piece, tally));
                 if failed {
                     break;
+                }
+                // No commit can begin while these are shown.
+                let holds_commits = matches!(piece.part, Part::SpaceNode | Part::Bitmap);
+                if let Some(pace) = pace.filter(|_| !holds_commits) {
+                    pace.rest(mirror, (piece.sums.len() * BLOCK) as u64, begun.elapsed());
                 }
             }
             done
@@ -613,24 +643,14 @@ impl Sink for Resync<'_> {
     }
 
     fn pause(&mut self) -> ControlFlow<()> {
-        let state = self.mirror().health().get(self.slot).map(|h| h.state);
-        if state != Some(ReplicaState::Returning) {
-            self.failure = Some(self.why_out());
-            return ControlFlow::Break(());
+        loop {
+            self.look_up()?;
+            let owed = self.pace.owed();
+            if owed.is_zero() {
+                return ControlFlow::Continue(());
+            }
+            crate::sync::thread::sleep(owed);
         }
-        let progress = Progress {
-            what: self.what.into(),
-            done: (self.tally.correct + self.tally.copied + self.tally.missing).min(self.total.max(1)),
-            total: self.total.max(1),
-            damaged: self.tally.missing,
-            healed: self.tally.missing,
-        };
-        if !(self.progress)(&progress) {
-            self.failure = Some("stopped".into());
-            return ControlFlow::Break(());
-        }
-        self.pace.yield_to_others(self.store);
-        ControlFlow::Continue(())
     }
 }
 

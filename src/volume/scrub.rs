@@ -433,13 +433,13 @@ impl Sink for Scrub<'_> {
 }
 
 /// Keeps a walk from crowding out those who wait for an answer.
-pub(super) struct Pace {
+struct Pace {
     requests: u64,
     since: Instant,
 }
 
 impl Pace {
-    pub(super) fn new(store: &Store) -> Pace {
+    fn new(store: &Store) -> Pace {
         Pace { requests: Pace::requests(store), since: Instant::now() }
     }
 
@@ -449,7 +449,7 @@ impl Pace {
     }
 
     /// Where others worked meanwhile, leave the disks to them for half as long as the last step took.
-    pub(super) fn yield_to_others(&mut self, store: &Store) {
+    fn yield_to_others(&mut self, store: &Store) {
         let requests = Pace::requests(store);
         if requests > self.requests + 8 {
             crate::sync::thread::sleep((self.since.elapsed() / 2).min(YIELD_MAX));

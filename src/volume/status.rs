@@ -170,6 +170,11 @@ impl Volume {
                 "wait until the resync is done".to_owned()
             } else if self.is_sent_away(hurt.slot) {
                 format!("stablefs online MOUNTPOINT {}", name_of(hurt))
+            } else if self.is_deleted(hurt.slot, &hurt.replica) {
+                format!(
+                    "wait: its container was deleted, and is made anew there; if not soon: stablefs replace MOUNTPOINT {} NEW",
+                    name_of(hurt)
+                )
             } else {
                 format!(
                     "stablefs replace MOUNTPOINT {} NEW  (NEW may be the same place, emptied; if what was there can be \

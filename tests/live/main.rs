@@ -5,6 +5,7 @@
 //! unmounts and removes everything, also when a test fails. `STABLEFS_TEST_SCALE` is `quick` (no mounts), `default` or
 //! `all` (the long versions); without it the light tests run if the machine can mount.
 
+mod anew;
 mod beat;
 mod bed;
 mod conform;

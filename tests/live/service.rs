@@ -147,7 +147,7 @@ fn status_finds_and_advises_in_spite_of_odd_names() {
     fs::create_dir(&a).unwrap();
     fs::create_dir(&b).unwrap();
     bed.stablefs(["format".as_ref(), "--size".as_ref(), "64M".as_ref(), a.as_os_str(), b.as_os_str()]).ok();
-    bed.mount_of(&[&a, &b], "subtype=other").ok();
+    bed.mount_of(&[&a, &b], "subtype=other,noreturn").ok();
     let all = bed.stablefs(["status", "--json"]).json();
     let here = |status: &&serde_json::Value| status["mount"]["path"].as_str() == bed.mnt.to_str();
     assert_eq!(all.as_array().unwrap().iter().filter(here).count(), 1, "{all:#}");

@@ -7,7 +7,7 @@
 //! *Order*: none.
 //! *Not here*: opening (`open`), threads (`threads`).
 
-use crate::disk::backing::{BackingKind, Done, Facts, Op};
+use crate::disk::backing::{BackingKind, Directory, Done, Facts, Op};
 use crate::disk::buffer::{Buf, Slice};
 use crate::format::{Addr, BLOCK};
 use parking_lot::Mutex;
@@ -17,7 +17,8 @@ use rustix::io::Errno;
 use std::ffi::OsString;
 use std::io;
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Most parts of one vectored write (IOV_MAX).
 const PARTS_MAX: usize = 1024;
@@ -77,6 +78,10 @@ pub(super) struct Container {
     pub length_min: AtomicU64,
     pub flushing: Latch,
     pub growing: Mutex<()>,
+    /// The directory that holds it, if it is one's container.
+    pub directory: Option<Directory>,
+    /// It was deleted from there; shared with who has no descriptors.
+    pub deleted: Arc<AtomicBool>,
 }
 
 fn range(addr: Addr, blocks: u64) -> io::Result<(u64, u64)> {
@@ -247,6 +252,10 @@ impl Container {
             let named = match rustix::fs::statat(&entry.parent, &entry.name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => stat,
                 Err(Errno::NOENT | Errno::NOTDIR) => {
+                    // The directory was checked before.
+                    if entry.what == "container" && rustix::fs::fstat(&self.fd)?.st_nlink == 0 {
+                        self.deleted.store(true, Ordering::Release);
+                    }
                     return Err(changed(format!("the {} {:?} has vanished", entry.what, entry.name)));
                 }
                 Err(error) => return Err(error.into()),

@@ -9,15 +9,16 @@
 use super::container::{Container, Entry, Identity, Latch};
 use super::isolate::DESCRIPTOR_MIN;
 use super::{CONTAINER, CreateOptions, Inspection, Mode, OpenError, inspect};
-use crate::disk::backing::BackingKind;
+use crate::disk::backing::{BackingKind, Directory};
 use crate::format::BLOCK;
 use parking_lot::Mutex;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{CWD, FileType, FlockOperation, OFlags, ResolveFlags, SeekFrom};
+use rustix::fs::{AtFlags, CWD, FileType, FlockOperation, OFlags, ResolveFlags, SeekFrom, StatxFlags};
 use rustix::io::Errno;
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -57,9 +58,12 @@ pub(super) fn open_container(
     if let Some(create) = create {
         refuse_foreign(path, &found, create)?;
     }
-    let (fd, entries) = match found.kind {
-        BackingKind::Directory => open_in_directory(path, &found.path, mode, create.is_some())?,
-        _ => open_file(path, &found, mode)?,
+    let (fd, entries, directory) = match found.kind {
+        BackingKind::Directory => open_in_directory(path, &found.path, mode, create)?,
+        _ => {
+            let (fd, entries) = open_file(path, &found, mode)?;
+            (fd, entries, None)
+        }
     };
     // Away from the low numbers, where a stray write would look for a log file.
     let fd = rustix::io::fcntl_dupfd_cloexec(&fd, DESCRIPTOR_MIN).unwrap_or(fd);
@@ -86,6 +90,8 @@ pub(super) fn open_container(
         length_min: AtomicU64::new(length),
         flushing: Latch::default(),
         growing: Mutex::new(()),
+        directory,
+        deleted: Arc::default(),
     };
     if caching == Caching::DirectIfPossible {
         container.direct = try_direct(&container);
@@ -122,15 +128,23 @@ fn open_in_directory(
     path: &Path,
     canonical: &Path,
     mode: Mode,
-    create: bool,
-) -> Result<(OwnedFd, Vec<Entry>), OpenError> {
+    create: Option<CreateOptions>,
+) -> Result<(OwnedFd, Vec<Entry>, Option<Directory>), OpenError> {
     let fail = |error: Errno| explain(path, error);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let directory = rustix::fs::openat(CWD, canonical, flags, rustix::fs::Mode::empty()).map_err(fail)?;
     let outer = Identity::of(&rustix::fs::fstat(&directory).map_err(fail)?);
     let mut entries: Vec<Entry> = watch(canonical, "directory", outer).map_err(fail)?.into_iter().collect();
+    let here = describe(directory.as_fd()).map_err(fail)?;
+    let only_in = create.and_then(|create| create.only_in);
+    if only_in.is_some_and(|expected| expected != here) {
+        return Err(OpenError::Foreign { path: path.to_owned(), what: "is another directory than before".into() });
+    }
     let fd = match open_beneath(directory.as_fd(), access(mode)) {
-        Err(Errno::NOENT) if create => {
+        Ok(_) if only_in.is_some() => {
+            return Err(OpenError::Foreign { path: path.to_owned(), what: "holds a container again".into() });
+        }
+        Err(Errno::NOENT) if create.is_some() => {
             let flags = access(mode) | OFlags::CREATE | OFlags::EXCL;
             let fd = rustix::fs::openat(&directory, CONTAINER, flags, 0o600.into()).map_err(fail)?;
             rustix::fs::fsync(&directory).map_err(fail)?;
@@ -146,7 +160,24 @@ fn open_in_directory(
     }
     let expected = Identity::of(&stat);
     entries.push(Entry { parent: directory, name: CONTAINER.into(), what: "container", expected });
-    Ok((fd, entries))
+    Ok((fd, entries, Some(here)))
+}
+
+/// What tells the directory at `path` from every other one. May hang with the disk.
+///
+/// # Errors
+/// It cannot be opened, or is none.
+pub fn directory_at(path: &Path) -> io::Result<Directory> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(describe(rustix::fs::open(path, flags, rustix::fs::Mode::empty())?.as_fd())?)
+}
+
+fn describe(directory: rustix::fd::BorrowedFd<'_>) -> Result<Directory, Errno> {
+    let stat = rustix::fs::fstat(directory)?;
+    let told = rustix::fs::statx(directory, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME).ok();
+    let told = told.filter(|told| told.stx_mask & StatxFlags::BTIME.bits() != 0);
+    let born = told.map(|told| (told.stx_btime.tv_sec, told.stx_btime.tv_nsec));
+    Ok(Directory { device: stat.st_dev, inode: stat.st_ino, born })
 }
 
 /// The container below `directory`, and not something mounted over it (trap 20).

@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::{Duration, Instant};
 
-const EMPTY: Option<CreateOptions> = Some(CreateOptions { blocks: 0, replace: false });
+const EMPTY: Option<CreateOptions> = Some(CreateOptions { blocks: 0, replace: false, only_in: None });
 
 fn run(backing: &Arc<dyn Backing>, op: Op) -> io::Result<Done> {
     backing.submit(op).wait(None).expect("waits without end")
@@ -89,7 +89,7 @@ fn a_second_writer_is_refused_and_readers_share() {
     assert!(matches!(open(path, Mode::ReadOnly, None), Err(OpenError::Busy(_))));
     // Also not by somebody who would overwrite it: and it must still be there afterwards.
     write(&writer, 0, b"precious").unwrap();
-    let replace = Some(CreateOptions { blocks: 0, replace: true });
+    let replace = Some(CreateOptions { blocks: 0, replace: true, only_in: None });
     assert!(matches!(open(path, Mode::Write, replace), Err(OpenError::Busy(_))));
     assert_eq!(&read(&writer, Op::ReadMedium { addr: 0, blocks: 1 })[..8], b"precious");
     close(&writer);
@@ -160,7 +160,7 @@ fn a_regular_file_is_used_only_when_it_holds_nothing() {
         let file = path.join("image");
         assert!(matches!(threads::open(&file, Mode::Write, EMPTY, caching), Err(OpenError::NotFound(_))));
         std::fs::write(&file, b"letters to my mother").unwrap();
-        let create = |replace| Some(CreateOptions { blocks: 10, replace });
+        let create = |replace| Some(CreateOptions { blocks: 10, replace, only_in: None });
         let refused = threads::open(&file, Mode::Write, create(false), caching).err().unwrap();
         assert!(matches!(&refused, OpenError::Foreign { .. }), "{refused}");
         assert!(refused.to_string().contains("image"));
@@ -204,7 +204,7 @@ fn inspection_tells_ours_from_foreign() {
         hash_key: [3, 4],
         name: "photos".into(),
     };
-    let backing = open(path, Mode::Write, Some(CreateOptions { blocks: 64, replace: false })).unwrap();
+    let backing = open(path, Mode::Write, Some(CreateOptions { blocks: 64, replace: false, only_in: None })).unwrap();
     // Block 0 is gone; the copy is enough.
     write(&backing, 0, &[9; BLOCK]).unwrap();
     write(&backing, 16, &label.encode(16)).unwrap();

@@ -11,7 +11,7 @@ use super::container::Container;
 use super::isolate::isolate;
 use super::opening::{Caching, explain, open_container};
 use super::{CreateOptions, Mode, OpenError};
-use crate::disk::backing::{Answer, Backing, BackingFacts, Op, Ticket, request};
+use crate::disk::backing::{Answer, Backing, BackingFacts, Directory, Op, Ticket, request};
 use crate::disk::buffer::Slice;
 use crate::format::BLOCK;
 use parking_lot::{Condvar, Mutex};
@@ -81,6 +81,8 @@ impl Shared {
 pub(super) struct FileBacking {
     shared: Arc<Shared>,
     facts: BackingFacts,
+    directory: Option<Directory>,
+    deleted: Arc<AtomicBool>,
 }
 
 /// What a worker thread holds; ends in the right order however the thread ends.
@@ -185,6 +187,7 @@ fn run_master(
             return;
         }
     };
+    let (directory, deleted) = (container.directory, container.deleted.clone());
     let shared = Arc::new(Shared::default());
     let master = Worker::new(container.clone(), shared.clone());
     for _ in 1..WORKERS {
@@ -193,7 +196,7 @@ fn run_master(
         let _ = thread::Builder::new().name("replica-io".into()).spawn(move || worker.work());
     }
     drop(container);
-    let backing = FileBacking { shared, facts };
+    let backing = FileBacking { shared, facts, directory, deleted };
     if let Err(mpsc::SendError(Ok(unheard))) = tell.send(Ok(Opened { backing, shared_because })) {
         // The opener gave up; dropping the backing closes it.
         drop(unheard);
@@ -244,6 +247,10 @@ impl Backing for FileBacking {
 
     fn is_closed(&self) -> bool {
         self.shared.closed.load(Ordering::Acquire)
+    }
+
+    fn deleted_from(&self) -> Option<Directory> {
+        self.directory.filter(|_| self.deleted.load(Ordering::Acquire))
     }
 }
 

@@ -110,6 +110,7 @@ fn options(read_only: bool) -> StoreOptions {
         placed_max: 512,
         cache_nodes: 256,
         window: 3,
+        resync_rate: 0,
     }
 }
 

@@ -5,7 +5,7 @@
 //! is refused, and nothing on it is changed. It may be cut at any write and begun again, also by another mount (invariant 7).
 //! *Assumes*: the backing is open and locked. *Fails when*: it fails on the way: it is out, the others are as they were.
 //! *Order*: identity and history → its roots renounced → a root that says *returning* → commit → sample → what is to be sent is
-//! counted → space below given back and taken → copy → proof, until a round finds nothing missing → labels → in sync, named so by a root.
+//! counted, and its metadata sent → space below given back and taken → data → proof, until a round finds nothing missing → labels → in sync, named so by a root.
 //! *Not here*: when it is tried (`daemon`); the walk and its argument (`super`, `store::walk`).
 //!
 //! **What it holds already.** The last root that called it in sync was written after everything that this root reaches had
@@ -18,7 +18,7 @@
 //! Blocks born later are copied and proven. Of those before, a random sample is proven; if one is missing, nothing is believed
 //! any more and every block in use is compared. What rotted there while it was away is found by the next scrub, or by a read.
 
-use super::{Place, ReplicaName, Resync, give_up, nothing_hangs, refused, stays_in};
+use super::{Place, ReplicaName, Resync, Tally, give_up, nothing_hangs, refused, stays_in};
 use crate::control::Progress;
 use crate::disk::backing::{Backing, Op, Ticket};
 use crate::disk::buffer::{Buf, Slice};
@@ -223,7 +223,7 @@ impl Resync<'_> {
         self.store.allocator().settle_growth();
         self.store.commit(Force::Always).map_err(|error| error.to_string())?;
         let sampled = if self.since > 0 { self.sample()? } else { 0 };
-        let (missed, changed) = self.count_missed()?;
+        let (missed, changed) = self.send_metadata()?;
         let changed: Vec<u64> = match self.since {
             0 => (0..self.store.label().geometry.zones).collect(),
             _ => changed.into_iter().collect(),
@@ -289,9 +289,11 @@ impl Resync<'_> {
         Ok(seen.len() as u64)
     }
 
-    /// Look at metadata only, so that it is known how much is to be sent; gives that, and the zones that have changed.
-    fn count_missed(&mut self) -> Result<(u64, BTreeSet<u64>), String> {
-        self.what = "looking for what it missed";
+    /// Send the metadata, before any file's data: what all else hangs on is held once no longer than it must be. With it
+    /// comes how much is to be sent, and which zones have changed.
+    fn send_metadata(&mut self) -> Result<(u64, BTreeSet<u64>), String> {
+        self.what = "copying metadata";
+        self.tally = Tally::default();
         let (store, since) = (self.store, self.since);
         let mut missed = Missed { resync: self, blocks: 0, zones: BTreeSet::new() };
         let ended = store.walk_since(since, &mut missed);
@@ -326,7 +328,7 @@ impl Resync<'_> {
     }
 }
 
-/// Counts what a walk shows.
+/// Counts what a walk shows, and sends what is metadata.
 struct Missed<'a, 'b> {
     resync: &'a mut Resync<'b>,
     blocks: u64,
@@ -343,8 +345,13 @@ impl Sink for Missed<'_, '_> {
                 self.zones.insert((piece.addr - geometry.zones_at) / u64::from(geometry.zone_blocks));
             }
         }
+        // A call shows data or metadata.
+        if pieces.iter().all(|piece| piece.part != Part::Data) {
+            self.resync.pieces(pieces)?;
+        }
         ControlFlow::Continue(())
     }
+    // The walk that copies the rest comes by again.
     fn unreadable(&mut self, _: Part, _: Addr, _: u64, _: &StoreError) {}
     fn pause(&mut self) -> ControlFlow<()> {
         self.resync.pause()

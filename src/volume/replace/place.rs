@@ -146,7 +146,7 @@ impl Volume {
             }
         }
         let blocks = if found.kind == BackingKind::Directory { 0 } else { self.label.geometry.blocks };
-        let create = CreateOptions { blocks, replace: own };
+        let create = CreateOptions { blocks, replace: own, only_in: None };
         file::open(&found.path, Mode::Write, Some(create)).map_err(|error| refused(error.to_string()))
     }
 

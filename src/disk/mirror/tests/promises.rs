@@ -107,7 +107,7 @@ fn replicas_opened_for_reading_are_read_around_and_left_as_they_are() {
         let backing = |slot: usize| (name(slot), open(directories[slot].path(), mode, create).unwrap(), true);
         mirror_over(vec![backing(0), backing(1)], HOUR)
     };
-    let mirror = all(Mode::Write, Some(CreateOptions { blocks: 4096, replace: false }));
+    let mirror = all(Mode::Write, Some(CreateOptions { blocks: 4096, replace: false, only_in: None }));
     let buf = content(700, 1);
     mirror.allocate(AT, 700).unwrap();
     mirror.write(vec![(AT, Slice::whole(buf.clone()))]).unwrap();

@@ -178,7 +178,7 @@ fn a_sample_that_failed_is_remembered() {
     let (store, _) = rig.open(false).unwrap();
     apart(&rig, &store, 12, 2);
     lose_old_blocks(&rig, &store);
-    let stopped = come_until(&store, &rig.disks[1], &mut |progress| progress.what != "looking for what it missed");
+    let stopped = come_until(&store, &rig.disks[1], &mut |progress| progress.what != "copying metadata");
     assert!(matches!(stopped, Err(StoreError::Refused(_))), "{stopped:?}");
     assert_eq!(store.durable_root().members[1].synced_txg, 0, "the next one must not trust its luck");
 }
@@ -328,4 +328,45 @@ fn a_sample_can_be_stopped() {
     });
     assert!(stopped.unwrap_err().to_string().contains("stopped"));
     assert_eq!((looks, rig.disks[1].counters().medium_reads), (1, reads), "nothing was proven any more");
+}
+
+/// Addresses of files' data.
+struct DataAt(BTreeSet<Addr>);
+
+impl Sink for DataAt {
+    fn pieces(&mut self, pieces: &[Piece]) -> ControlFlow<()> {
+        let data = pieces.iter().filter(|piece| piece.part == Part::Data);
+        self.0.extend(data.flat_map(|piece| piece.addr..piece.addr + piece.sums.len() as u64));
+        ControlFlow::Continue(())
+    }
+    fn unreadable(&mut self, _: Part, addr: Addr, _: u64, error: &StoreError) {
+        panic!("block {addr}: {error}");
+    }
+    fn pause(&mut self) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+#[test]
+fn metadata_is_sent_before_data() {
+    // SEMANTICS: RET-7
+    let rig = Rig::new(11, 2);
+    let (store, _) = rig.open(false).unwrap();
+    apart(&rig, &store, 12, 8);
+    let written: Arc<crate::sync::Mutex<Vec<Addr>>> = Arc::default();
+    let heard = written.clone();
+    rig.power.listen(Some(Arc::new(move |asked| {
+        if let (1, Op::Write { addr, data }) = (asked.disk, asked.op) {
+            heard.lock().extend(*addr..addr + data.iter().map(Slice::blocks).sum::<u64>());
+        }
+    })));
+    let report = come(&store, &rig.disks[1]).unwrap();
+    rig.power.listen(None);
+    let mut data = DataAt(BTreeSet::new());
+    assert!(store.walk(&mut data).is_continue());
+    let zones = store.label().geometry.zones_at;
+    let kinds: Vec<bool> = written.lock().iter().filter(|a| **a >= zones).map(|a| data.0.contains(a)).collect();
+    let first = kinds.iter().position(|is_data| *is_data).expect("data was sent");
+    assert!(kinds[..first].len() > 4 && kinds[first..].iter().filter(|is_data| **is_data).count() >= 8, "{report:?}");
+    assert!(kinds[first..].iter().all(|is_data| *is_data), "metadata came after data: {kinds:?}");
 }
