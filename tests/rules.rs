@@ -19,8 +19,18 @@ use roots::{RULES, Rules};
 use stateright::{Checker, Expectation, HasDiscoveries, Model};
 
 /// Two replicas, one operation or two, two cuts.
-const PAIR: Bounds =
-    Bounds { replicas: 2, spares: 0, slots: 3, operations: 2, mounts: 2, cuts: 2, faults: 0, replaces: 0, kinds: &[] };
+const PAIR: Bounds = Bounds {
+    replicas: 2,
+    spares: 0,
+    slots: 3,
+    operations: 2,
+    mounts: 2,
+    cuts: 2,
+    faults: 0,
+    replaces: 0,
+    returns: 0,
+    kinds: &[],
+};
 
 /// Larger bounds were asked for: minutes, not seconds.
 fn large() -> bool {
@@ -78,6 +88,40 @@ fn a_replica_that_returns() {
     );
 }
 
+/// One that was away comes back and is sent what it missed; it may be cut, and come back again.
+#[test]
+fn a_replica_that_was_away() {
+    let usual = Bounds { returns: 2, operations: 2, mounts: 3, cuts: 1, ..PAIR };
+    let larger = Bounds { cuts: 2, ..usual };
+    holds("one that was away returns", usual, larger, &[FORK, LEFT, RETURNED, MISSING]);
+}
+
+#[test]
+fn a_replica_that_failed_and_answers_again() {
+    let usual = Bounds { returns: 2, operations: 2, mounts: 2, cuts: 1, faults: 1, kinds: &[Fault::Gone], ..PAIR };
+    holds("one that failed returns", usual, Bounds { mounts: 3, ..usual }, &[RETURNED]);
+}
+
+#[test]
+fn a_replica_that_comes_back_changed() {
+    let usual = Bounds {
+        returns: 2,
+        operations: 2,
+        mounts: 3,
+        cuts: 1,
+        faults: 1,
+        kinds: &[Fault::Stale, Fault::Damage],
+        ..PAIR
+    };
+    holds("an old copy, or one beside a damaged root, returns", usual, Bounds { cuts: 2, ..usual }, &[RETURNED]);
+}
+
+#[test]
+fn one_of_three_replicas_that_was_away() {
+    let usual = Bounds { replicas: 3, returns: 1, operations: 1, mounts: 2, cuts: 1, ..PAIR };
+    holds("one of three returns", usual, Bounds { operations: 2, ..usual }, &[RETURNED]);
+}
+
 #[test]
 fn a_replica_that_is_replaced() {
     let usual = Bounds { replaces: 1, spares: 1, operations: 1, mounts: 2, cuts: 2, ..PAIR };
@@ -126,6 +170,9 @@ fn mutants() -> Vec<(&'static str, Rules, Bounds)> {
     let apart = Bounds { mounts: 3, cuts: 1, ..PAIR };
     let stale = Bounds { operations: 3, mounts: 4, cuts: 1, faults: 1, kinds: &[Fault::Stale], ..PAIR };
     let back = Bounds { replaces: 1, operations: 1, mounts: 3, cuts: 1, ..PAIR };
+    let away = Bounds { returns: 2, operations: 2, mounts: 3, cuts: 1, ..PAIR };
+    let failed = Bounds { returns: 2, operations: 2, mounts: 2, cuts: 0, faults: 1, kinds: &[Fault::Gone], ..PAIR };
+    let old = Bounds { faults: 1, kinds: &[Fault::Stale], ..away };
     let no_epoch = Rules { epoch_degraded: false, epoch_shrunk: false, ..RULES };
     let three = Bounds { replicas: 3, mounts: 2, cuts: 1, ..PAIR };
     vec![
@@ -151,6 +198,28 @@ fn mutants() -> Vec<(&'static str, Rules, Bounds)> {
         ),
         ("nobody is asked for", Rules { need_all: false, ..RULES }, apart),
         ("in sync without a proof", Rules { prove: false, ..RULES }, back),
+        ("a return in sync without a proof", Rules { prove: false, ..RULES }, away),
+        ("nobody else knows that it takes roots", Rules { announce: false, ..RULES }, away),
+        (
+            "what one that was returning may have is written over",
+            Rules { returning_first: false, ..RULES },
+            Bounds { cuts: 2, ..away },
+        ),
+        ("its own roots stay while it is written to", Rules { renounce: false, ..RULES }, away),
+        ("one that was written apart is taken back", Rules { back_past: false, ..RULES }, Bounds { mounts: 4, ..away }),
+        (
+            "one that has what the others had lost is taken back",
+            Rules { back_skipped: false, ..RULES },
+            Bounds { faults: 1, kinds: &[Fault::Damage], ..away },
+        ),
+        ("it holds what the root reaches that calls it out", Rules { held_before: false, ..RULES }, failed),
+        ("an old copy holds what the last of both did", Rules { old_copy: false, ..RULES }, old),
+        (
+            "an old copy holds what its own root reaches",
+            Rules { old_copy_before: false, ..RULES },
+            Bounds { cuts: 2, ..old },
+        ),
+        ("that an old copy holds less is not noted", Rules { note_held: false, ..RULES }, Bounds { cuts: 2, ..old }),
         ("the root that most have", Rules { newest: false, ..RULES }, three),
         ("damage excuses any lag", Rules { damage_bounded: false, ..RULES }, stale),
         (

@@ -87,12 +87,8 @@ fn due(followers: Vec<(Role, Away)>, turns: &Turns, now: Instant) -> Vec<(Role, 
     turns.retain(|slot, turn| turn.busy || followers.iter().any(|(_, away)| away.slot == *slot));
     let mut due = Vec::new();
     for (role, away) in followers {
-        let turn = turns.entry(away.slot).or_insert(Turn {
-            next: now,
-            pause: PAUSE_MIN,
-            busy: false,
-            rests_until: None,
-        });
+        let turn =
+            turns.entry(away.slot).or_insert(Turn { next: now, pause: PAUSE_MIN, busy: false, rests_until: None });
         if !turn.busy && now >= turn.next {
             turn.busy = true;
             due.push((role, away, turn.rests_until.is_some_and(|until| now < until)));

@@ -79,6 +79,8 @@ pub struct RootState {
     pub generation: u64,
     /// The next root begins a new epoch, and leaves one version free.
     pub fork_next: bool,
+    /// A slot whose replica is out, and is about to take writes: roots call it returning.
+    pub coming: Option<usize>,
     /// Slots in which something stands that proves nothing on a replica, to be put in order by recovery.
     pub damaged: [bool; crate::format::geometry::ROOT_SLOTS],
     /// Told before anything is acknowledged with fewer replicas.

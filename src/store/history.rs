@@ -35,11 +35,12 @@ impl Store {
     /// anything else is written. That replica may hold one root more, which was being written when the power failed and
     /// was never acknowledged: what that one reaches stands here in space that is free by ours. If it were written over
     /// now and the power failed, both would be found in sync next time, with that root. And its version is left free, so
-    /// that it lies on our chain and is no second history.
+    /// that it lies on our chain and is no second history. The same holds of one that was returning: it took roots, too.
     pub(crate) fn declare_absent(&self) -> Result<(), StoreError> {
         let mut state = self.root.lock();
         let called = state.root.members.iter().filter(|member| member.state == MemberState::InSync).count();
-        if self.mirror.members().count() >= called {
+        let returning = state.root.members.iter().any(|member| member.state == MemberState::Returning);
+        if self.mirror.members().count() >= called && !returning {
             return Ok(());
         }
         state.fork_next = true;
@@ -74,13 +75,37 @@ impl Store {
         written.inspect_err(|error| self.fail(error)).map(|()| changed)
     }
 
-    /// A durable root says that the replica in `slot`, which is not in sync, holds every block born in group `synced` or before
-    /// that is still in use (0: not known). Gives the newest root and its slot.
-    pub(crate) fn note_synced(&self, slot: usize, synced: Txg) -> Result<(usize, Root), StoreError> {
-        if self.newest_root().1.members[slot].synced_txg != synced {
-            self.change_root(|_, root| root.members[slot].synced_txg = synced)?;
+    /// A durable root on those in sync says that the replica in `slot`, which is out, is returning, and that it holds every block
+    /// born in group `synced` or before that is still in use (0: not known). It takes no writes yet: a root may reach it and
+    /// nobody else before the power fails, and so the next mount must know, without it, to begin an epoch. Gives that root and
+    /// its slot.
+    pub(crate) fn announce(&self, slot: usize, synced: Txg) -> Result<(usize, Root), StoreError> {
+        self.say_coming(Some(slot), Some((slot, synced)))
+    }
+
+    /// The replica that was announced takes writes now, or does not come.
+    pub(crate) fn end_announcement(&self) -> Result<(), StoreError> {
+        if self.root.lock().coming.is_none() {
+            return Ok(());
         }
-        Ok(self.newest_root())
+        self.say_coming(None, None).map(drop)
+    }
+
+    /// A durable root says of the replica in `slot`, which is not in sync, up to which group it holds everything.
+    pub(crate) fn note_synced(&self, slot: usize, synced: Txg) -> Result<(), StoreError> {
+        self.change_root(|_, root| root.members[slot].synced_txg = synced)
+    }
+
+    fn say_coming(&self, coming: Option<usize>, holds: Option<(usize, Txg)>) -> Result<(usize, Root), StoreError> {
+        let mut state = self.root.lock();
+        state.coming = coming;
+        let mut root = state.root.clone();
+        if let Some((slot, synced)) = holds {
+            root.members[slot].synced_txg = synced;
+        }
+        let written = self.write_root(&mut state, root).map(|()| (state.newest_slot, state.root.clone()));
+        drop(state);
+        written.inspect_err(|error| self.fail(error))
     }
 
     /// A durable root says that `replica` in `slot`, which is warm or cold, holds the state of group `synced`, if that is still so.
@@ -210,6 +235,7 @@ impl Store {
                 _ if in_sync >> slot & 1 == 1 => MemberState::InSync,
                 Some(ReplicaState::Returning) => MemberState::Returning,
                 Some(ReplicaState::Detached) => MemberState::Detached,
+                _ if state.coming == Some(slot) => MemberState::Returning,
                 _ => MemberState::Out,
             };
             if new != member.state {
@@ -299,7 +325,17 @@ impl RootState {
     pub fn new(root: Root, newest_slot: usize, slots: [Option<u64>; ROOT_SLOTS]) -> RootState {
         let version_max = slots.iter().flatten().copied().max().unwrap_or(0).max(root.version);
         let damaged = [false; ROOT_SLOTS];
-        RootState { root, newest_slot, slots, version_max, generation: 0, fork_next: false, damaged, on_shrink: None }
+        RootState {
+            root,
+            newest_slot,
+            slots,
+            version_max,
+            generation: 0,
+            fork_next: false,
+            coming: None,
+            damaged,
+            on_shrink: None,
+        }
     }
 
     /// A root that cannot be read now may have had one of the next versions: it must never be taken for one of those to

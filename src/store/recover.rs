@@ -305,6 +305,8 @@ fn judge(present: &[Present], root: Root, slot: usize) -> Choice {
     for replica in present {
         behind.extend(former::why_no_member(&root, &replica.found.label).map(|why| (replica.path.clone(), why)));
     }
+    // Perhaps only one that is returning has it; it is put on all that are in sync, and its slot is no free one.
+    slots[slot] = slots[slot].max(Some(root.version));
     let mut damaged = [false; ROOT_SLOTS];
     present.iter().flat_map(|p| &p.found.damaged).for_each(|slot| damaged[*slot] = true);
     let may_be_newer = (0..ROOT_SLOTS).any(|slot| damaged[slot] && slots[slot].is_none());

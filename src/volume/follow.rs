@@ -15,8 +15,8 @@
 
 use super::Volume;
 use super::away::Opened;
-use super::replace::back::holds_until;
 use super::pace::Pace;
+use super::replace::back::holds_until;
 use super::replace::backed_runs;
 use crate::control::Progress;
 use crate::disk::backing::{Backing, Done, Op};

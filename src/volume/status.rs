@@ -235,12 +235,7 @@ impl Volume {
             None => return status,
             Some(tracked) => (tracked.role, tracked.failure.clone()),
         };
-        ReplicaStatus {
-            role: role.name().to_owned(),
-            lag_ms: self.lag_ms(replica),
-            follow_failure: failure,
-            ..status
-        }
+        ReplicaStatus { role: role.name().to_owned(), lag_ms: self.lag_ms(replica), follow_failure: failure, ..status }
     }
 }
 

@@ -17,6 +17,7 @@ pub struct Bounds {
     pub cuts: u8,
     pub faults: u8,
     pub replaces: u8,
+    pub returns: u8,
     /// Which faults.
     pub kinds: &'static [Fault],
 }
@@ -43,6 +44,7 @@ pub enum Action {
     Unmount,
     Declare,
     Replace(usize, usize),
+    Return(usize, usize),
     Resync,
     Gone(usize),
     Lies(usize),
@@ -66,6 +68,7 @@ pub struct Scene {
     cuts: u8,
     faults: u8,
     replaces: u8,
+    returns: u8,
 }
 
 pub struct Checked {
@@ -96,7 +99,7 @@ fn settle(disk: &mut Disk, mut fate: u32) -> u32 {
 
 impl Scene {
     pub fn start(world: World) -> Scene {
-        Scene { world, image: None, mounts: 0, cuts: 0, faults: 0, replaces: 0 }
+        Scene { world, image: None, mounts: 0, cuts: 0, faults: 0, replaces: 0, returns: 0 }
     }
 
     /// Disks that can be given to a mount.
@@ -133,7 +136,7 @@ impl Scene {
         }
     }
 
-    fn mounted(&self, bounds: &Bounds, actions: &mut Vec<Action>) {
+    fn mounted(&self, rules: &Rules, bounds: &Bounds, actions: &mut Vec<Action>) {
         let daemon = self.world.daemon.as_ref().expect("mounted");
         if self.cuts < bounds.cuts {
             let ends: u32 = self.world.disks.iter().map(|d| fates(&d.pending)).product();
@@ -152,6 +155,9 @@ impl Scene {
             Some(_) => actions.push(Action::Resync),
             None if self.replaces < bounds.replaces => self.replaces_now(actions),
             None => {}
+        }
+        if self.returns < bounds.returns && daemon.resync.is_none() {
+            self.returns_now(rules, actions);
         }
         if daemon.resync.is_none() {
             actions.push(Action::Unmount);
@@ -172,6 +178,21 @@ impl Scene {
                     actions.push(Action::Replace(seat, disk));
                 }
             }
+        }
+    }
+
+    /// A disk that was gone and is nobody's any more answers again; one that is out comes back.
+    fn returns_now(&self, rules: &Rules, actions: &mut Vec<Action>) {
+        let daemon = self.world.daemon.as_ref().expect("mounted");
+        for (i, disk) in self.world.disks.iter().enumerate().filter(|(_, disk)| disk.gone) {
+            if daemon.seats.iter().all(|seat| seat.1 != Some(i) || seat.2 == Seat::Out) && !daemon.changed {
+                actions.extend((0..fates(&disk.pending)).map(|fate| Action::Back(i, fate)));
+            }
+        }
+        for seat in 0..daemon.seats.len() {
+            let disks = 0..self.world.disks.len();
+            let may = disks.filter(|disk| self.world.may_return(rules, seat, *disk).is_some());
+            actions.extend(may.map(|disk| Action::Return(seat, disk)));
         }
     }
 
@@ -214,6 +235,10 @@ impl Scene {
                 world.ghost.two |= is_last;
                 world.replace(*seat, *disk);
             }
+            Action::Return(seat, disk) => {
+                self.returns += 1;
+                world.begin_return(rules, *seat, *disk)?;
+            }
             Action::Resync => world.resync_step(rules),
             Action::Gone(disk) => {
                 self.faults += 1;
@@ -224,6 +249,7 @@ impl Scene {
                 self.faults += 1;
                 world.disks[*disk].lying = true;
                 world.strike(*disk, true);
+                world.ghost.hidden |= 1 << disk;
             }
             Action::Damage(disk) => {
                 self.faults += 1;
@@ -237,6 +263,7 @@ impl Scene {
                 self.faults += 1;
                 world.disks[*disk] = self.image.take()?.1;
                 world.strike(*disk, true);
+                world.ghost.hidden |= 1 << disk;
                 world.ghost.restored |= 1 << disk;
             }
             Action::LoseWitness => {
@@ -275,7 +302,7 @@ impl Model for Checked {
     fn actions(&self, scene: &Scene, actions: &mut Vec<Action>) {
         let bounds = &self.bounds;
         if scene.world.daemon.is_some() {
-            scene.mounted(bounds, actions);
+            scene.mounted(&self.rules, bounds, actions);
         } else {
             scene.unmounted(&self.rules, bounds, actions);
         }
@@ -306,6 +333,7 @@ impl Model for Checked {
             Property::always("what is known to be old is not trusted", |_, s| never(Wrong::StaleTrusted, s)),
             Property::always("the newest root is not overwritten", |_, s| never(Wrong::Overwritten, s)),
             Property::always("who is missing is asked for", |_, s| never(Wrong::Unasked, s)),
+            Property::always("a return throws nothing away", |_, s| never(Wrong::Thrown, s)),
             Property::always("versions are never used twice", |_, s| versions_once(s)),
             Property::always("in sync means whole", |_, s: &Scene| in_sync_is_whole(&s.world)),
             Property::always("one fault leaves a way to mount", |m: &Checked, s| mountable(&m.rules, s)),
@@ -313,7 +341,9 @@ impl Model for Checked {
             Property::sometimes("who was left behind is refused", |m: &Checked, s| {
                 refused(&m.rules, s, Refusal::LeftBehind)
             }),
-            Property::sometimes("a replica has returned", |_, s: &Scene| s.replaces > 0 && returned(&s.world)),
+            Property::sometimes("a replica has returned", |_, s: &Scene| {
+                s.replaces + s.returns > 0 && returned(&s.world)
+            }),
             Property::sometimes("two replicas are lost, and a mount refused", |m: &Checked, s: &Scene| {
                 s.world.ghost.two && refused(&m.rules, s, Refusal::Missing)
             }),

@@ -9,7 +9,7 @@
 //! Here: what is matched, and when the model moves on. In `writes`: roots, records and labels; in `lives`: mounts,
 //! acknowledgements, replaces, power cuts.
 
-use super::roots::{RULES, Refusal, Root, Slot, State, Witness};
+use super::roots::{Held, RULES, Refusal, Root, Slot, State, Witness};
 use super::world::{Daemon, Disk, Ghost, Mode, Phase, Record, Seat, World};
 use stablefs::format::{MemberState, Root as RealRoot, Uuid};
 use stablefs::simulate::trace::{Event, Slot as RealSlot, Stand, Trace};
@@ -32,7 +32,7 @@ pub struct Replay {
     replicas: HashMap<Uuid, u32>,
     lives: HashMap<u64, u32>,
     /// Operations of the roots seen, by (epoch, version).
-    ops: HashMap<(u32, u64), u128>,
+    ops: HashMap<(u32, u64), (u128, u128, Vec<Held>)>,
     /// Records seen, by (life, sequence).
     records: HashMap<(u32, u64), Record>,
     /// Disks with writes that no flush of the code covers: blocks, and anything.
@@ -79,9 +79,10 @@ impl Replay {
             real.chain.iter().map(|e| (Replay::number(&mut self.epochs, e.id, fresh), e.first_version)).collect();
         let life = Replay::number(&mut self.lives, real.log_id, fresh);
         let epoch = chain.last().expect("never empty").0;
-        let ops = self.ops.get(&(epoch, real.version)).copied().unwrap_or(0);
+        let unknown = || (0, 0, vec![Held::default(); real.members.len()]);
+        let (ops, before, held) = self.ops.get(&(epoch, real.version)).cloned().unwrap_or_else(unknown);
         let (version, txg, clean) = (real.version, real.txg, real.clean);
-        Root { version, txg, clean, life, log_seq: real.log_seq, members, chain, ops }
+        Root { version, txg, clean, life, log_seq: real.log_seq, members, held, chain, ops, before }
     }
 
     fn slot(&mut self, real: &RealSlot) -> Slot {

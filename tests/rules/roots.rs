@@ -16,7 +16,15 @@ pub enum State {
 /// What a root says of a replica: identity and state.
 pub type Member = (u32, State);
 
-/// A root without the parts that no rule looks at. `ops`: what its tree holds.
+/// What a root says of a replica that is not in sync, in place of `Member::synced_txg`: the operations that it holds, those of the
+/// last root that called it in sync; that one's version.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Held {
+    pub ops: Ops,
+    pub version: u64,
+}
+
+/// A root without the parts that no rule looks at. `ops`: what its tree holds; `before`: what that of the group before held.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Root {
     pub version: u64,
@@ -25,9 +33,12 @@ pub struct Root {
     pub life: u32,
     pub log_seq: u64,
     pub members: Vec<Member>,
+    /// One for each member.
+    pub held: Vec<Held>,
     /// Epochs with the version where each begins.
     pub chain: Vec<(u32, u64)>,
     pub ops: Ops,
+    pub before: Ops,
 }
 
 impl Root {
@@ -103,6 +114,8 @@ pub struct Rules {
     pub flush_first: bool,
     /// Recovery without a replica in sync writes a root that says so before anything else.
     pub absent_first: bool,
+    /// The same where one was returning.
+    pub returning_first: bool,
     /// Recovery begins with the newest root on every replica in sync.
     pub enforce: bool,
     /// A replica that is missing, though the newest root calls it in sync, is asked for.
@@ -111,6 +124,22 @@ pub struct Rules {
     pub prove: bool,
     /// The newest root that proves itself is taken, not the one that most replicas have.
     pub newest: bool,
+    /// Before anything else is written to a replica that returns, its own roots are made void.
+    pub renounce: bool,
+    /// Before a root is written to it, too, one is durable on the others that calls it returning.
+    pub announce: bool,
+    /// One that was written apart is not taken back.
+    pub back_past: bool,
+    /// Nor one with a root that the others had lost when they went on.
+    pub back_skipped: bool,
+    /// One that went out holds what the last root that called it in sync reached, not the one that calls it out.
+    pub held_before: bool,
+    /// An old copy holds less than that.
+    pub old_copy: bool,
+    /// Not even what its own newest root reaches: that root may have been its alone.
+    pub old_copy_before: bool,
+    /// That it holds less is in a root before its own roots, which told so, are void.
+    pub note_held: bool,
 }
 
 /// The product's.
@@ -129,10 +158,19 @@ pub const RULES: Rules = Rules {
     version_free: true,
     flush_first: true,
     absent_first: true,
+    returning_first: true,
     enforce: true,
     need_all: true,
     prove: true,
     newest: true,
+    renounce: true,
+    announce: true,
+    back_past: true,
+    back_skipped: true,
+    held_before: true,
+    old_copy: true,
+    old_copy_before: true,
+    note_held: true,
 };
 
 /// A replica that is there: identity and slots.
@@ -224,6 +262,8 @@ fn judge(rules: &Rules, present: &[Found], root: Arc<Root>, slot: usize) -> Choi
         }
         members.push((Some(index), in_sync));
     }
+    // Whoever has it: it is put on all that are in sync.
+    slots[slot] = slots[slot].max(Some(root.version));
     let unknown = |p: &Found| (0..slots.len()).any(|at| slots[at].is_none() && p.slots[at] == Slot::Damaged);
     let may_be_newer = present.iter().any(unknown);
     Choice { root, slot, members, slots, missing, may_be_newer }
@@ -255,4 +295,27 @@ pub fn free_slot(rules: &Rules, slots: &[Option<u64>], newest: usize, txg: u64) 
         .filter(|slot| *slot != newest || slots[*slot].is_none())
         .min_by_key(|slot| slots[*slot])
         .expect("there are slots")
+}
+
+/// `replace::back::holds_until`, in operations: what member `at` of `now` holds if `own` is its newest root. `None`: it is not taken back.
+pub fn holds(rules: &Rules, now: &Root, at: usize, own: Option<&Root>) -> Option<Ops> {
+    let (id, held) = (now.members[at].0, now.held[at]);
+    let Some(own) = own else { return Some(0) };
+    if rules.back_past && !now.follows(own.epoch(), own.version) {
+        return None;
+    }
+    let in_own = own.members.iter().position(|member| member.0 == id);
+    let called = in_own.map(|i| own.members[i].1);
+    // An epoch begins with the root that calls it out.
+    let went = now.chain.iter().map(|epoch| epoch.1).find(|first| *first > held.version);
+    let is_newer = held.version > 0 && own.version > held.version && went.is_some_and(|went| own.version + 1 < went);
+    if rules.back_skipped && is_newer && called == Some(State::InSync) {
+        return None;
+    }
+    Some(match (in_own, called) {
+        (Some(_), Some(State::InSync)) if own.version >= held.version || !rules.old_copy => held.ops,
+        (Some(_), Some(State::InSync)) => held.ops & if rules.old_copy_before { own.before } else { own.ops },
+        (Some(i), _) => held.ops & own.held[i].ops,
+        (None, _) => 0,
+    })
 }

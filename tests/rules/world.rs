@@ -9,9 +9,10 @@
 //! |---|---|
 //! | `mounting` | what is there is judged and mounted |
 //! | `daemon` | writes, groups, roots, acknowledgements |
-//! | `replacing` | a replica is replaced, or returns |
+//! | `replacing` | a replica is replaced |
+//! | `returning` | one that was away returns, and is sent what it missed |
 
-use super::roots::{Ops, Root, Slot, State, Witness};
+use super::roots::{Held, Ops, Root, Slot, State, Witness};
 use std::sync::Arc;
 
 #[path = "world/daemon.rs"]
@@ -20,6 +21,8 @@ mod daemon;
 mod mounting;
 #[path = "world/replacing.rs"]
 mod replacing;
+#[path = "world/returning.rs"]
+mod returning;
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Record {
@@ -122,7 +125,9 @@ pub enum Job {
     Clean,
     /// Members only; this operation waits for it.
     Declare(Option<u8>),
-    /// Members only: the replica that was blanked is returning.
+    /// Members only: what the replica that comes back holds.
+    Note,
+    /// Members only: the replica that was blanked, or has renounced its roots, is returning.
     Return,
     /// Members only: the replica that returned is in sync.
     Join,
@@ -156,6 +161,10 @@ pub enum Phase {
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Stage {
+    /// The newest root, which calls it out, is pending on it.
+    Told,
+    /// Its own roots are being made void.
+    Voided,
     Blanked,
     Returning,
     Committed,
@@ -170,6 +179,8 @@ pub struct Resync {
     pub takes: usize,
     pub id: u32,
     pub stage: Stage,
+    /// It returns, and holds these operations. Otherwise it replaces another one.
+    pub since: Option<Ops>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -213,6 +224,10 @@ pub struct Ghost {
     pub restored: u8,
     /// A disk that says nothing of a fault was mounted without another that was in sync: nobody could know.
     pub fooled: bool,
+    /// Disks with a fault that leaves no trace on them: a lost write, old content.
+    pub hidden: u8,
+    /// As `fooled`, by one of these.
+    pub duped: bool,
     /// Two disks were struck at a time, at some time.
     pub two: bool,
     /// The witness was lost.
@@ -239,6 +254,8 @@ pub enum Wrong {
     Overwritten,
     /// A mount without a replica in sync, and nobody was asked.
     Unasked,
+    /// A return writes over acknowledged operations that only the one who returns has.
+    Thrown,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -266,8 +283,10 @@ impl World {
             life: 0,
             log_seq: 1,
             members: (0..members as u32).map(|id| (id, State::InSync)).collect(),
+            held: vec![Held::default(); members],
             chain: vec![(100, 1)],
             ops: 0,
+            before: 0,
         });
         let disk = |i: usize| {
             let used = i < members;

@@ -32,7 +32,11 @@ fn change(store: &Store, byte: u8) {
     store.commit(Force::Always).unwrap();
 }
 
-fn follow_now(store: &Store, disk: &Arc<SimDisk>, last: Option<Followed>) -> Result<(FollowReport, Followed), StoreError> {
+fn follow_now(
+    store: &Store,
+    disk: &Arc<SimDisk>,
+    last: Option<Followed>,
+) -> Result<(FollowReport, Followed), StoreError> {
     let backing = disk.reopen();
     let found = examine(&*backing, SECOND).unwrap();
     let done = follow(store, 1, ("/disk/1", &*backing, &found), last, &mut |_| true);
@@ -53,7 +57,10 @@ fn alone(rig: &Rig, disk: &Arc<SimDisk>) -> Store {
 
 /// Every byte of the ten files that change, and of one that does not.
 fn content(store: &Store) -> Vec<u8> {
-    (100..111).flat_map(|ino| (0..8).map(move |block| (ino, block))).map(|(ino, block)| byte_at(store, ino, block)).collect()
+    (100..111)
+        .flat_map(|ino| (0..8).map(move |block| (ino, block)))
+        .map(|(ino, block)| byte_at(store, ino, block))
+        .collect()
 }
 
 #[test]
@@ -128,13 +135,8 @@ fn what_was_written_apart_does_not_follow() {
     follow_now(&store, &rig.disks[1], None).unwrap();
     let backing = rig.disks[1].reopen();
     let found = examine(&*backing, SECOND).unwrap();
-    let options = OpenStore {
-        degraded: true,
-        deadline: SECOND,
-        store: StoreOptions::default(),
-        on_shrink: None,
-        hold: false,
-    };
+    let options =
+        OpenStore { degraded: true, deadline: SECOND, store: StoreOptions::default(), on_shrink: None, hold: false };
     let world = Arc::new(crate::world::Seeded::new(77));
     let present = vec![Present { path: "/disk/1".into(), backing, found }];
     let (other, _) = crate::store::recover::open_or_follower(present, options, world, true).unwrap();

@@ -101,7 +101,9 @@ pub fn holds_until(now: &Root, replica: Uuid, roots: &[(usize, Root)]) -> Result
     let in_own = own.members.iter().find(|member| member.replica == replica);
     // A root that was being written when the power failed is the next one after the last of both, and its version was left
     // free. Further on lie versions that a mount skipped because a damaged slot may have held them: here is one that did.
-    let is_newer = own.version > member.synced_version && own.version + 1 < member.since_version;
+    // The root that called it out began an epoch.
+    let went = now.chain.iter().map(|epoch| epoch.first_version).find(|first| *first > member.synced_version);
+    let is_newer = own.version > member.synced_version && went.is_some_and(|went| own.version + 1 < went);
     if is_newer && member.synced_version > 0 && in_own.is_some_and(|own| own.state == MemberState::InSync) {
         return Err(format!(
             "has {}, which the others had lost when they went on without it; what it alone has would be lost. Unmount, then \
@@ -134,13 +136,14 @@ pub fn bring_back(
     let name = ReplicaName { uuid: found.label.replica, path: path.clone() };
     // A root must call it out before it is asked what it holds: one that calls it in sync does not say.
     let begun = store.declare().and_then(|()| may_return(store, slot, &name, found)).and_then(|since| {
-        let root = store.note_synced(slot, since)?;
+        let root = store.announce(slot, since)?;
         let deadline = store.mirror().deadline();
         let mut wanted = || progress(&Progress { what: "renouncing".into(), total: 1, ..Progress::default() });
         renounce(&*backing, &root, deadline, &mut wanted).map_err(|why| refused(format!("{path}: {why}")))?;
         store.change_members(|mirror| mirror.start_returning(slot, name, backing.clone()))?;
         Ok(since)
     });
+    let said = store.end_announcement();
     let since = match begun {
         Ok(since) => since,
         Err(refusal) => {
@@ -150,6 +153,7 @@ pub fn bring_back(
             return Err(refusal);
         }
     };
+    said?;
     let mut resync = Resync::new(store, slot, path.clone(), progress);
     resync.since = since;
     let done = resync.catch_up().and_then(|caught| resync.join(Place::Free(slot)).map(|_| caught));

@@ -30,10 +30,13 @@ pub fn overrule(
 ) -> Result<ReturnReport, StoreError> {
     let name = ReplicaName { uuid: label.replica, path: path.to_owned() };
     let slot = store.declare().and_then(|()| slot_of(store, &name, label))?;
-    let root = store.note_synced(slot, 0)?;
-    let deadline = store.mirror().deadline();
-    renounce(&*backing, &root, deadline, &mut || true).map_err(|why| refused(format!("{path}: {why}")))?;
-    store.change_members(|mirror| mirror.start_returning(slot, name, backing))?;
+    let begun = store.announce(slot, 0).and_then(|root| {
+        let deadline = store.mirror().deadline();
+        renounce(&*backing, &root, deadline, &mut || true).map_err(|why| refused(format!("{path}: {why}")))?;
+        store.change_members(|mirror| mirror.start_returning(slot, name, backing))
+    });
+    let said = store.end_announcement();
+    begun.and(said)?;
     let mut resync = Resync::new(store, slot, path.to_owned(), progress);
     let done = resync.catch_up().and_then(|caught| resync.join(Place::Free(slot)).map(|_| caught));
     let report = match done {

@@ -77,8 +77,9 @@ impl Replay {
     }
 
     fn known(&self, found: &Root) -> Root {
-        let ops = self.ops.get(&(found.epoch(), found.version)).copied().unwrap_or(0);
-        Root { ops, ..found.clone() }
+        let known = self.ops.get(&(found.epoch(), found.version)).cloned();
+        let (ops, before, held) = known.unwrap_or_else(|| (0, 0, found.held.clone()));
+        Root { ops, before, held, ..found.clone() }
     }
 
     /// A root that another replica has in that slot: healed, or copied to a replica that returns.
@@ -195,7 +196,7 @@ impl Replay {
                 "the code writes\n  {found:?} to slot {slot}, the model\n  {expected:?} to slot {at}"
             ));
         }
-        self.ops.insert((found.epoch(), found.version), expected.ops);
+        self.ops.insert((found.epoch(), found.version), (expected.ops, expected.before, expected.held.clone()));
         if self.world.witness != self.witness {
             return says(format!("the code has written down {:?}, the model {:?}", self.witness, self.world.witness));
         }

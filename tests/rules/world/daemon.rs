@@ -2,8 +2,8 @@
 //!
 //! Its steps take the world apart, since they touch disks and daemon alike.
 
-use super::{Disk, Job, Phase, Place, Record, Seat, Stage, World, Write, Wrong};
-use crate::roots::{Root, Rules, Slot, State, Witness, free_slot};
+use super::{Disk, Job, Phase, Place, Record, Resync, Seat, Stage, World, Write, Wrong};
+use crate::roots::{Held, Root, Rules, Slot, State, Witness, free_slot};
 use std::sync::Arc;
 
 impl World {
@@ -61,14 +61,31 @@ impl World {
         {
             shrunk |= root.members[seat].1 == State::InSync;
             root.members[seat] = (id, State::Out);
+            root.held[seat] = Held::default();
         }
-        for (member, seat) in root.members.iter_mut().zip(&daemon.seats) {
-            let new = match seat.2 {
+        let coming = daemon.resync.filter(|resync| resync.since.is_some());
+        if let (Job::Note, Some(Resync { seat, since: Some(since), .. })) = (job, coming)
+            && rules.note_held
+        {
+            root.held[seat].ops = since;
+        }
+        let last = if rules.held_before { daemon.root.ops } else { root.ops };
+        let last = Held { ops: last, version: daemon.root.version };
+        for (i, (_, _, seat)) in daemon.seats.iter().enumerate().take(root.members.len()) {
+            let (member, held) = (&mut root.members[i], &mut root.held[i]);
+            let new = match seat {
                 Seat::InSync => State::InSync,
                 Seat::Returning => State::Returning,
+                Seat::Out if rules.announce && coming.is_some_and(|resync| resync.seat == i) => State::Returning,
                 Seat::Out => State::Out,
             };
             shrunk |= new != member.1 && member.1 == State::InSync && rules.epoch_shrunk;
+            match (member.1, new) {
+                (State::InSync, State::InSync) => {}
+                (State::InSync, _) => *held = last,
+                (_, State::InSync) => *held = Held::default(),
+                _ => {}
+            }
             member.1 = new;
         }
         if shrunk || daemon.fork_next {
@@ -129,11 +146,14 @@ impl World {
         let root = (*daemon.root).clone();
         let called = root.members.iter().filter(|member| member.1 == State::InSync).count();
         let here = daemon.seats.iter().filter(|seat| seat.2 == Seat::InSync).count();
-        if here >= called {
-            return self.replay();
+        let absent = here < called;
+        let returning = root.members.iter().any(|member| member.1 == State::Returning);
+        daemon.fork_next |= absent && rules.epoch_degraded;
+        if absent && rules.absent_first || returning && rules.returning_first {
+            self.write_root(rules, Job::Absent, root);
+        } else {
+            self.replay();
         }
-        daemon.fork_next |= rules.epoch_degraded;
-        if rules.absent_first { self.write_root(rules, Job::Absent, root) } else { self.replay() }
     }
 
     /// Heal and replay the log, and begin the group that holds it.
@@ -169,6 +189,7 @@ impl World {
         let daemon = self.daemon();
         let mut root = (*daemon.root).clone();
         root.txg += 1;
+        root.before = root.ops;
         root.ops |= daemon.delta | job.ops();
         (root.life, root.log_seq, root.clean) = (daemon.life, daemon.next_seq, job == Job::Clean);
         self.write_root(rules, job, root);
@@ -200,6 +221,7 @@ impl World {
                 daemon.fork_next = false;
                 self.replay();
             }
+            Job::Note => self.tell_root(),
             Job::Return => {
                 daemon.rename = None;
                 if let Some(resync) = &mut daemon.resync {
@@ -210,7 +232,9 @@ impl World {
             Job::Join => {
                 daemon.rename = None;
                 daemon.phase = Phase::Idle;
-                daemon.resync = None;
+                let joined = daemon.resync.take().and_then(|resync| daemon.seats[resync.takes].1);
+                // It was proven: what came back as old content is its word again.
+                self.ghost.restored &= !joined.map_or(0, |disk| 1 << disk);
                 self.verify();
             }
         }
@@ -289,6 +313,7 @@ impl World {
         }
         self.ghost.struck &= !mended;
         self.ghost.silent &= !mended;
+        self.ghost.hidden &= !mended;
         self.ghost.restored &= !mended;
     }
 

@@ -149,6 +149,7 @@ impl World {
         }
         let silent = present.iter().any(|d| self.ghost.silent >> d & 1 == 1);
         self.ghost.fooled |= silent && choice.missing > 0;
+        self.ghost.duped |= choice.missing > 0 && present.iter().any(|d| self.ghost.hidden >> d & 1 == 1);
         let lacks = self.ghost.acked & !shows != 0;
         if mode == Mode::AcceptStale {
             // A person gave up what this does not show.

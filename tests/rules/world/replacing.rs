@@ -1,4 +1,4 @@
-//! Replacing a replica, or taking one back: it is blanked, takes writes, is copied to and proven, gets its label, joins.
+//! Replacing a replica: the new one is blanked, takes writes, is copied to and proven, gets its label, joins.
 
 use super::{Job, Phase, Resync, Seat, Stage, World, Write};
 use crate::roots::{Root, Rules, Slot};
@@ -22,7 +22,7 @@ impl World {
             daemon.seats[seat].1 = None;
         }
         let own = if free { seat } else { daemon.seats.len() };
-        daemon.resync = Some(Resync { seat: own, takes: seat, id, stage: Stage::Blanked });
+        daemon.resync = Some(Resync { seat: own, takes: seat, id, stage: Stage::Blanked, since: None });
         daemon.phase = Phase::Blank;
         // The disk waits in an extra seat that takes no writes yet.
         if free {
@@ -32,7 +32,7 @@ impl World {
         }
     }
 
-    fn resync_disk(&self) -> (Resync, usize) {
+    pub(super) fn resync_disk(&self) -> (Resync, usize) {
         let daemon = self.daemon.as_ref().expect("mounted");
         let resync = daemon.resync.expect("replacing");
         (resync, daemon.seats[resync.seat].1.expect("it has a disk"))
@@ -74,15 +74,23 @@ impl World {
     /// The next stage of a replace, between two operations.
     pub fn resync_step(&mut self, rules: &Rules) {
         let (resync, disk) = self.resync_disk();
+        if matches!(resync.stage, Stage::Told | Stage::Voided) {
+            return self.renounce_step(rules);
+        }
         if self.disks[disk].gone || self.daemon().seats[resync.seat].2 != Seat::Returning {
             return self.give_up();
         }
         let (root, visible) = (self.daemon().root.clone(), self.daemon().root.ops);
+        // One that returns is sent what it missed, over what nobody needs.
+        let (visible, kept) = match resync.since {
+            Some(since) => (visible & !since, visible),
+            None => (visible, u128::MAX),
+        };
         match resync.stage {
-            Stage::Blanked => {}
+            Stage::Told | Stage::Voided | Stage::Blanked => {}
             Stage::Returning => self.begin_group(Job::Commit(None)),
             Stage::Committed => {
-                self.disks[disk].pending.push(Write::Data(visible, u128::MAX));
+                self.disks[disk].pending.push(Write::Data(visible, kept));
                 self.daemon().resync = Some(Resync { stage: Stage::Copied, ..resync });
                 if !rules.prove {
                     self.disks[disk].pending.clear();
@@ -95,7 +103,9 @@ impl World {
                     return;
                 }
                 self.copy_fixed(&root, disk);
-                self.disks[disk].pending.push(Write::Label(resync.id));
+                if resync.since.is_none() {
+                    self.disks[disk].pending.push(Write::Label(resync.id));
+                }
                 self.daemon().resync = Some(Resync { stage: Stage::Proven, ..resync });
                 self.daemon().phase = Phase::Label;
             }

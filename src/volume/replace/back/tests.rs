@@ -3,8 +3,8 @@
 use super::super::super::scrub;
 use super::*;
 use crate::disk::sim::SimDisk;
-use crate::format::{Member, Role};
 use crate::format::root::Epoch;
+use crate::format::{Member, Role};
 use crate::store::recover::examine;
 use crate::store::tests::{Rig, write};
 use std::time::Duration;
@@ -165,7 +165,7 @@ fn what_it_holds_is_read_from_both_roots() {
     assert_eq!(holds(&own(31, 21, Out, 0)), Ok(0));
     assert_eq!(holds(&[]), Ok(0), "no root is left on it");
     let mut skipped = now.clone();
-    skipped.members[1].since_version = 48;
+    skipped.chain[1].first_version = 48;
     let more = holds_until(&skipped, Uuid([2; 16]), &own(31, 21, InSync, 0)).unwrap_err();
     assert!(more.contains("had lost"), "{more}");
     assert!(holds(&own(32, 21, InSync, 0)).unwrap_err().contains("written apart"));
