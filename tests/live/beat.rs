@@ -52,7 +52,7 @@ fn show(replica: &Path, beat: &Beat) {
 }
 
 /// Everything in a container but the heartbeat.
-fn content(replica: &Path) -> Vec<u8> {
+pub fn content(replica: &Path) -> Vec<u8> {
     let mut bytes = fs::read(replica.join("stablefs.data")).unwrap();
     bytes[AT as usize..AT as usize + BLOCK].fill(0);
     bytes
