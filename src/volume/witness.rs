@@ -231,8 +231,9 @@ impl Witness {
         }
         Err(StoreError::Refused(format!(
             "this replica was left behind: the volume went on to root {} without it on this host (replicas {}), and \
-             it stands at root {}. Give the replica that went on; or, if that one is gone for good, mount with \
-             `-o degraded,accept_stale`: everything written since then is lost",
+             it stands at root {}. Give the replica that went on (if both were written to since, `stablefs resolve` with \
+             both of them decides); or, if that one is gone for good, mount with `-o degraded,accept_stale`: everything \
+             written since then is lost",
             self.version,
             self.in_sync.join(", "),
             root.version
