@@ -138,6 +138,7 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
         accept_stale: job.options.accept_stale,
         force_owner: job.options.force_owner,
         deadline: job.options.deadline,
+        full_leaves: job.options.full_leaves,
         lag: job.options.lag,
         store: StoreOptions { resync_rate: job.options.resync_rate, ..StoreOptions::default() },
     };

@@ -19,7 +19,7 @@ pub use backing::{Backing, BackingFacts, BackingKind, Done, Facts, Op, Ticket};
 pub use buffer::{Buf, Slice};
 pub use file::{CreateOptions, Inspection, Mode, OpenError, inspect, open};
 pub use mirror::{
-    Combination, Damage, Guard, Happened, Left, Members, Mirror, Proof, Recipe, ReplicaCounters, ReplicaHealth,
+    Combination, Damage, Guard, Happened, Left, Members, Mirror, Pace, Proof, Recipe, ReplicaCounters, ReplicaHealth,
     ReplicaState, Standing, What,
 };
 

@@ -28,6 +28,7 @@ pub mod log;
 pub mod place;
 mod reach;
 pub mod recover;
+mod risk;
 pub mod space;
 pub mod tree;
 pub mod walk;
@@ -129,6 +130,8 @@ pub struct Store {
     view: RwLock<Arc<View>>,
     commit_lock: Mutex<commit::CommitState>,
     root: Mutex<commit::RootState>,
+    /// The newest durable root, for reports: asking waits for no disk.
+    named: Mutex<Arc<crate::format::Root>>,
     place_lock: Mutex<()>,
     log: log::Log,
     next_ino: AtomicU64,
@@ -244,13 +247,25 @@ impl Store {
     pub fn space(&self) -> SpaceInfo {
         let blocks = self.space.total();
         let taken = self.taken(self.reserve_blocks());
-        // A container cannot grow beyond what is free below the fullest replica.
-        let below = self.mirror.health().iter().filter_map(|h| h.bytes_free_below).min();
+        // A container cannot grow beyond what is free below the fullest replica, unless that one is left behind then.
+        let below =
+            self.mirror.health().into_iter().filter(|h| h.state.takes_writes()).filter_map(|h| h.bytes_free_below);
+        let below = if self.mirror.leaves_full() { below.max() } else { below.min() };
         let below = below.filter(|_| self.label.grows).map_or(u64::MAX, |bytes| bytes / crate::format::BLOCK as u64);
         let free = self.space.free().min(self.space.free_backed().saturating_add(below)).saturating_sub(taken);
         // Something always waits: what each group rewrites.
         let waiting = self.view().committed.root.dead_blocks().saturating_sub(self.reserve_blocks());
         SpaceInfo { blocks, free, waiting, used: blocks - free.min(blocks), inodes: counted(&self.inodes) }
+    }
+
+    /// The newest durable root, without waiting for a disk.
+    pub fn named_root(&self) -> Arc<crate::format::Root> {
+        self.named.lock().clone()
+    }
+
+    /// Blocks in use, what waits for reuse and the bitmaps included.
+    pub fn allocated(&self) -> u64 {
+        self.space.total().saturating_sub(self.space.free())
     }
 
     /// Blocks kept back so that deletes and repair stay possible: 5 %, 2 MiB to 128 MiB.
@@ -514,6 +529,7 @@ impl Store {
             gate: RwLock::new(()),
             view: RwLock::new(Arc::new(view)),
             commit_lock: Mutex::new(commit_state),
+            named: Mutex::new(Arc::new(roots.root.clone())),
             root: Mutex::new(roots),
             place_lock: Mutex::new(()),
             log,

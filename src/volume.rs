@@ -15,6 +15,7 @@ pub mod members;
 mod pace;
 pub mod replace;
 pub mod resolve;
+pub mod risk;
 pub mod scrub;
 pub mod status;
 pub mod witness;
@@ -95,6 +96,8 @@ pub struct OpenOptions {
     pub deadline: Duration,
     /// How far a warm replica may be behind.
     pub lag: Duration,
+    /// A replica without room for new data is left behind, as long as another one has some.
+    pub full_leaves: bool,
     /// Store behaviour beside `read_only`.
     pub store: StoreOptions,
 }
@@ -108,6 +111,7 @@ impl Default for OpenOptions {
             force_owner: false,
             deadline: Duration::from_secs(5),
             lag: Duration::from_secs(10),
+            full_leaves: false,
             store: StoreOptions::default(),
         }
     }
@@ -406,6 +410,7 @@ impl Volume {
             log::warn!("replica {path} is not in sync ({why})");
         }
         let mirror = store.mirror().clone();
+        mirror.leave_full(options.full_leaves);
         let members = store.durable_root().members;
         let kept_away = (0..members.len()).filter(|slot| members[*slot].offline).collect();
         let follows = members.iter().filter(|member| member.role != Role::Hot);

@@ -50,6 +50,8 @@ pub struct MountOptions {
     pub takes_back: bool,
     /// `resync-rate=SIZE`: bytes a second that a resync moves at most; 0: as fast as it goes beside others.
     pub resync_rate: u64,
+    /// `full=out`: a replica without room is left behind; else (`full=enospc`) nobody gets any.
+    pub full_leaves: bool,
     /// `on-event=PROGRAM`: run for each event.
     pub on_event: Option<PathBuf>,
     /// `foreground`.
@@ -83,6 +85,7 @@ impl Default for MountOptions {
             log: None,
             takes_back: true,
             resync_rate: 0,
+            full_leaves: false,
             on_event: None,
             foreground: false,
             device_nodes: true,
@@ -127,7 +130,7 @@ const KERNELS: &[&str] = &["blksize", "group_id", "max_read", "user_id"];
 
 /// Every option that means something, for the error text.
 const KNOWN: &str = "ro, rw, degraded, accept_stale, force-owner, allow_other, deadline=, fsname=, subtype=, writeback, threads=, noatime, log=, \
-                     on-event=, lag=, return, noreturn, resync-rate=, foreground, dev, nodev, suid, nosuid, exec, noexec, remount";
+                     on-event=, lag=, return, noreturn, resync-rate=, full=, foreground, dev, nodev, suid, nosuid, exec, noexec, remount";
 
 /// What to do with options that nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,12 +194,13 @@ fn parse_word(word: &str, options: &mut MountOptions) -> Result<bool, String> {
         ("deadline", Some(value)) => options.deadline = parse_duration(value)?,
         ("fsname", Some(value)) => options.fsname = Some(value.to_owned()),
         ("subtype", Some(value)) => options.subtype = parse_subtype(value)?,
+        ("full", Some(value)) => options.full_leaves = parse_full(value)?,
         ("threads", Some(value)) => options.threads = parse_threads(value)?,
         ("log", Some(value)) if !value.is_empty() => options.log = Some(PathBuf::from(value)),
         ("on-event", Some(value)) if !value.is_empty() => options.on_event = Some(PathBuf::from(value)),
         ("lag", Some(value)) => options.lag = parse_time("lag", value)?,
         ("resync-rate", Some(value)) => options.resync_rate = parse_rate(value)?,
-        ("deadline" | "lag" | "fsname" | "subtype" | "threads" | "log" | "on-event" | "resync-rate", _) => {
+        ("deadline" | "lag" | "fsname" | "full" | "subtype" | "threads" | "log" | "on-event" | "resync-rate", _) => {
             return Err(format!("option {name} needs a value: -o {name}=…"));
         }
         _ => return Ok(false),
@@ -221,6 +225,14 @@ fn parse_threads(text: &str) -> Result<usize, String> {
         .ok()
         .filter(|count| THREADS.contains(count))
         .ok_or_else(|| format!("option threads={text}: give a number from {} to {}", THREADS.start(), THREADS.end()))
+}
+
+fn parse_full(text: &str) -> Result<bool, String> {
+    match text {
+        "out" => Ok(true),
+        "enospc" => Ok(false),
+        _ => Err(format!("option full={text}: give full=enospc or full=out")),
+    }
 }
 
 fn parse_subtype(text: &str) -> Result<String, String> {
@@ -374,6 +386,7 @@ mod tests {
         assert_eq!(options.log.as_deref(), Some(std::path::Path::new("/tmp/l")));
         assert_eq!(options.on_event.as_deref(), Some(std::path::Path::new("/usr/bin/a,b")));
         assert_eq!(options.subtype, "");
+        assert!(parse("full=out").unwrap().full_leaves && !parse("full=out,full=enospc").unwrap().full_leaves);
         assert!(!parse("ro,rw").unwrap().read_only);
         assert_eq!(parse("").unwrap(), MountOptions::default());
     }
@@ -389,6 +402,8 @@ mod tests {
             ("deadline=nans", "not a duration"),
             ("threads=1", "3 to 64"),
             ("threads=x", "threads=x"),
+            ("full=maybe", "full=enospc or full=out"),
+            ("full", "needs a value"),
             ("log=", "needs a value"),
             ("on-event", "needs a value"),
             ("resync-rate", "needs a value"),

@@ -9,6 +9,7 @@ use crate::daemon::report::Report;
 use crate::daemon::task::TaskReport;
 use crate::mount::table::{self, Entry};
 use crate::volume::availability::{Availability, Figures};
+use crate::volume::risk::Risk;
 use crate::volume::status::ReplicaStatus;
 use crate::world::{Machine, World};
 use comfy_table::{CellAlignment, Table, presets};
@@ -88,6 +89,7 @@ fn render(report: &Report, now_ns: i64) -> String {
     lines.extend(status.notes.iter().map(|note| ("note", note.clone())));
     let used = format!("{} used of {}", size(status.used_bytes), size(status.size_bytes));
     lines.push(("space", format!("{used}, {} free, {} files", size(status.free_bytes), status.inodes)));
+    lines.extend(risk(&status.risk, &status.availability, now_ns).map(|text| ("risk", text)));
     lines.extend(service(&status.availability).map(|text| ("service", text)));
     if let Some(task) = &report.task {
         lines.push(("work", task_line(task)));
@@ -99,6 +101,20 @@ fn render(report: &Report, now_ns: i64) -> String {
     }
     let _ = writeln!(out, "\n{}\n\n{}", replicas(report, now_ns), counters(report));
     out
+}
+
+/// What is at risk in one line.
+fn risk(risk: &Risk, all: &Availability, now_ns: i64) -> Option<String> {
+    if risk.since_ns == 0 {
+        return None;
+    }
+    let since = moment(i64::try_from(risk.since_ns).unwrap_or(i64::MAX), now_ns);
+    let mut text = match risk.held_once_if_lost_bytes {
+        0 => format!("{} not on every replica", size(risk.held_by_fewer_bytes)),
+        lost => format!("{} held once; {} if what is away does not come back", size(risk.held_once_bytes), size(lost)),
+    };
+    let _ = write!(text, "; at risk since {since}, {} in all", span(all.at_risk_ms));
+    Some(text)
 }
 
 /// Availability in one line.
@@ -296,6 +312,26 @@ mod tests {
         );
         assert_eq!(moment(1_795_421_702 * second, 0), "2026-11-23 08:15:02 UTC");
         assert_eq!(civil(-1), (1969, 12, 31));
+    }
+
+    #[test]
+    fn what_is_at_risk_is_one_line() {
+        let second = 1_000_000_000;
+        let all = Availability { at_risk_ms: 5000, ..Availability::default() };
+        assert_eq!(risk(&Risk::default(), &all, 0), None);
+        let mut now = Risk {
+            since_ns: second as u64,
+            held_once_bytes: 3 << 20,
+            held_by_fewer_bytes: 3 << 20,
+            held_once_if_lost_bytes: 7 << 30,
+        };
+        let text = risk(&now, &all, 6 * second).unwrap();
+        assert_eq!(
+            text,
+            "3.0 MiB held once; 7.0 GiB if what is away does not come back; at risk since 1970-01-01 00:00:01 UTC (5 s ago), 5.0 s in all"
+        );
+        (now.held_once_bytes, now.held_once_if_lost_bytes) = (0, 0);
+        assert!(risk(&now, &all, 6 * second).unwrap().starts_with("3.0 MiB not on every replica; "));
     }
 
     #[test]

@@ -15,6 +15,8 @@ use crate::sync::Instant;
 use crate::sync::{Condvar, Mutex};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// One request to a medium.
 #[derive(Debug, Clone)]
@@ -203,6 +205,10 @@ enum State {
 struct Shared {
     state: Mutex<(State, Option<Arc<Bell>>)>,
     answered: Condvar,
+    /// When it was submitted; `None`: its time is simulated.
+    asked: Option<Instant>,
+    /// How long it took, ns; set before it is answered.
+    took_ns: AtomicU64,
 }
 
 /// The waiting half of a request.
@@ -213,7 +219,12 @@ pub struct Answer(Option<Arc<Shared>>);
 
 /// The two halves of a new request.
 pub fn request() -> (Ticket, Answer) {
-    let shared = Arc::new(Shared { state: Mutex::new((State::Pending, None)), answered: Condvar::new() });
+    request_at(Some(Instant::now()))
+}
+
+fn request_at(asked: Option<Instant>) -> (Ticket, Answer) {
+    let state = Mutex::new((State::Pending, None));
+    let shared = Arc::new(Shared { state, answered: Condvar::new(), asked, took_ns: AtomicU64::new(0) });
     (Ticket(shared.clone()), Answer(Some(shared)))
 }
 
@@ -231,6 +242,9 @@ impl Answer {
     }
     fn complete(&mut self, result: io::Result<Done>) {
         let Some(shared) = self.0.take() else { return };
+        if let Some(asked) = shared.asked {
+            shared.took_ns.store(asked.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        }
         let bell = {
             let mut state = shared.state.lock();
             state.0 = State::Answered(result);
@@ -252,9 +266,25 @@ impl Drop for Answer {
 impl Ticket {
     /// A ticket that is already answered.
     pub fn answered(result: io::Result<Done>) -> Ticket {
-        let (ticket, answer) = request();
+        Ticket::answered_after(Duration::ZERO, result)
+    }
+
+    /// The same; it says that it took so long.
+    pub fn answered_after(took: Duration, result: io::Result<Done>) -> Ticket {
+        let (ticket, answer) = request_at(None);
+        ticket.0.took_ns.store(took.as_nanos() as u64, Ordering::Relaxed);
         answer.give(result);
         ticket
+    }
+
+    /// When it was submitted; `None`: its time is simulated.
+    pub fn asked(&self) -> Option<Instant> {
+        self.0.asked
+    }
+
+    /// How long it took, if it is answered.
+    pub fn took(&self) -> Option<Duration> {
+        self.is_done().then(|| Duration::from_nanos(self.0.took_ns.load(Ordering::Relaxed)))
     }
 
     /// The answer, waiting for it until `deadline` (`None`: without end). `None` means not answered yet; it can be
@@ -312,7 +342,6 @@ impl Ticket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn a_ticket_is_answered_late_or_not_at_all() {

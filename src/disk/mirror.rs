@@ -22,16 +22,21 @@
 //! | Returning | Out | as InSync |
 //! | any but the last InSync | Detached | `leave`: nobody's slot, until `settle` moves an attached replica there |
 //!
+//! Beside it one that is in sync may be slow (`slow`): it stays what it is, and gets no reads; or full (`write`): nothing new is
+//! taken, or by choice it goes out.
+//!
 //! Each of these is told to a listener (`happened`).
 
 mod batch;
 mod combine;
+mod full;
 mod guard;
 mod happened;
 mod membership;
 mod read;
 mod repair;
 mod slot;
+mod slow;
 mod write;
 
 pub use combine::{CANDIDATES_MAX, Combination, Recipe};
@@ -40,12 +45,13 @@ pub use happened::{Happened, LOST_MAX, WAITING_MAX, What};
 pub use membership::Left;
 pub use repair::{Damage, Proof};
 pub use slot::{ReplicaCounters, ReplicaHealth, ReplicaState};
+pub use slow::Pace;
 
 use super::backing::Backing;
 use super::{DiskError, ReplicaName};
 use crate::format::{Geometry, REPLICAS_MAX, VolumeSeed};
 use crate::sync::Instant;
-use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use crate::sync::{Mutex, RwLock, RwLockWriteGuard};
 use repair::Copy;
 use slot::{Counted, Row, Table, wall_ns};
@@ -104,6 +110,11 @@ pub struct Mirror {
     turns: Vec<Mutex<()>>,
     served_last: AtomicUsize,
     events: happened::Events,
+    paces: slow::Paces,
+    /// Who has no room for new data goes out, and does not end the growth of all.
+    leaves_full: AtomicBool,
+    /// Bit i: slot i had no room when it was last asked for more.
+    full: AtomicU8,
 }
 
 impl Mirror {
@@ -143,6 +154,9 @@ impl Mirror {
             turns: (0..REPAIR_TURNS).map(|_| Mutex::new(())).collect(),
             served_last: AtomicUsize::new(0),
             events: happened::Events::default(),
+            paces: slow::Paces::default(),
+            leaves_full: AtomicBool::new(false),
+            full: AtomicU8::new(0),
         }
     }
 
@@ -172,6 +186,16 @@ impl Mirror {
         Members { in_sync: table.in_sync(), generation: table.generation }
     }
 
+    /// Whether a replica that has no room for new data is left behind, as long as another one has; else nobody gets any.
+    pub fn leave_full(&self, leaves: bool) {
+        self.leaves_full.store(leaves, Ordering::Relaxed);
+    }
+
+    /// The same.
+    pub fn leaves_full(&self) -> bool {
+        self.leaves_full.load(Ordering::Relaxed)
+    }
+
     /// Why writes fail for good, if they do.
     pub fn latched(&self) -> Option<String> {
         self.table.read().latched.clone()
@@ -185,8 +209,13 @@ impl Mirror {
             .iter()
             .zip(&self.counted)
             .enumerate()
-            .map(|(slot, (row, counted))| row.health(slot, counted))
+            .map(|(slot, (row, counted))| self.look(&table, slot, row, counted))
             .collect()
+    }
+
+    fn look(&self, table: &Table, slot: usize, row: &Row, counted: &Counted) -> ReplicaHealth {
+        let is_full = row.state.takes_writes() && self.is_full(slot);
+        ReplicaHealth { is_full, ..row.health(slot, counted, self.paces.pace(slot, table.in_sync())) }
     }
 
     /// The backing of slot `replica`, if it has one.
@@ -246,6 +275,7 @@ impl Mirror {
         }
         row.name = name;
         row.enter(ReplicaState::Returning, "");
+        self.paces.forget(replica);
         self.events.tell(Happened::moved(replica, row, was, "it is brought up to date"));
     }
 
@@ -365,6 +395,15 @@ impl Mirror {
         counter(&self.counted[replica]).fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Nobody is slow any more because of what was measured in `slot` before.
+    fn forget_pace(&self, table: &Table, slot: usize, why: &str) {
+        if self.paces.forget(slot)
+            && let Some(row) = table.rows.get(slot)
+        {
+            self.events.tell(Happened::new(What::Quick, why).of(slot, row));
+        }
+    }
+
     /// Time that a replica still gets after the deadline and after its twin was seen to have finished, so that a
     /// machine that was paused blames nobody (trap 6).
     fn grace(&self) -> Duration {
@@ -381,10 +420,15 @@ impl Mirror {
             ReplicaState::Out | ReplicaState::Missing | ReplicaState::Detached => return Leaving::Out,
         }
         table.generation += 1;
+        self.forget_pace(&table, replica, "it goes out");
+        self.has_room(&table, replica, "it goes out");
         let row = &mut table.rows[replica];
         row.enter(ReplicaState::Out, cause);
         let path = row.name.path.clone();
         self.events.tell(Happened { owner, ..Happened::moved(replica, row, Some(was), cause) });
+        if table.in_sync().count_ones() == 1 {
+            self.forget_pace(&table, table.in_sync().trailing_zeros() as usize, "it is the only one in sync");
+        }
         drop(table);
         log::error!("replica {replica} ({path}) is out: {cause}");
         Leaving::Out

@@ -8,7 +8,7 @@
 //! "power is cut", on all disks of the world and for ever on handles from before [`World::revive`].
 //! *Order*: a disk's lock before the world's; none of them is held while a request is answered. They are real locks also
 //! where interleavings are explored (`sync`): a request is one step there.
-//! *Not here*: time; a slow disk cannot be simulated, only one that hangs.
+//! *Not here*: time; a slow disk only says how long it took ([`Faults::takes`]), and one can hang.
 
 mod faults;
 mod medium;
@@ -452,7 +452,8 @@ impl Backing for SimDisk {
         }
         let result: io::Result<Done> = self.shared.medium.lock().run(&op);
         self.world.tell(&self.shared, &op, if result.is_ok() { Fate::Done } else { Fate::Failed });
-        Ticket::answered(result)
+        let took = self.shared.medium.lock().faults.takes;
+        Ticket::answered_after(took, result)
     }
 
     fn facts(&self) -> BackingFacts {

@@ -14,7 +14,7 @@
 //! | 0 | 1 | layout: 1 |
 //! | 1 | 1 | kind of event: 1 state, 2 mounted, 3 unmounted, 4 recovered, 5 scrubbed, 6 omission, 7 lost, 8 failed |
 //! | 2 | 1 | slot of the replica; 255: it is about none |
-//! | 3 | 1 | state before: 0 not there, 1 in sync, 2 out, 3 missing, 4 returning |
+//! | 3 | 1 | state before: 0 not there, 1 in sync, 2 out, 3 missing, 4 returning, 5 slow, 6 full |
 //! | 4 | 1 | state after |
 //! | 5 | 3 | reserved, zero |
 //! | 8 | 8 | time, ns since 1970 |
@@ -104,13 +104,24 @@ pub enum EventState {
     Missing,
     /// Is being brought up to date.
     Returning,
+    /// In sync, and slow.
+    Slow,
+    /// In sync, and without room for new data.
+    Full,
     /// Something that a later release knows.
     Other,
 }
 
 impl EventState {
-    const ALL: [EventState; 5] =
-        [EventState::Absent, EventState::InSync, EventState::Out, EventState::Missing, EventState::Returning];
+    const ALL: [EventState; 7] = [
+        EventState::Absent,
+        EventState::InSync,
+        EventState::Out,
+        EventState::Missing,
+        EventState::Returning,
+        EventState::Slow,
+        EventState::Full,
+    ];
     /// As reports have it; empty for no such replica.
     pub fn name(self) -> &'static str {
         match self {
@@ -119,8 +130,14 @@ impl EventState {
             EventState::Out => "out",
             EventState::Missing => "missing",
             EventState::Returning => "returning",
+            EventState::Slow => "slow",
+            EventState::Full => "full",
             EventState::Other => "other",
         }
+    }
+    /// Whether it holds everything, and serves.
+    pub fn is_in_sync(self) -> bool {
+        matches!(self, EventState::InSync | EventState::Slow | EventState::Full)
     }
     fn tag(self) -> u8 {
         EventState::ALL.iter().position(|state| *state == self).map_or(u8::MAX, |at| at as u8)

@@ -26,8 +26,9 @@
 //! | 212 | 4 | dead lists (0 to 32) |
 //! | 216 | 8 | space: blocks of zones that have space below on every replica |
 //! | 224 | 8 | space: no zone below this one lacks space below |
-//! | 232 | 24 | reserved, zero |
-//! | 256 | 4 × 64 | members: replica 16, state 1, role 1 (1 hot, 2 warm, 3 cold), flags 1, reserved 5, since version 8, since ns 8, synced group 8, synced version 8, reserved 8 |
+//! | 232 | 8 | since when not every member is in sync, ns since 1970; 0: all are, or not known |
+//! | 240 | 16 | reserved, zero |
+//! | 256 | 4 × 64 | members: replica 16, state 1, role 1 (1 hot, 2 warm, 3 cold), flags 1, reserved 5, since version 8, since ns 8, synced group 8, synced version 8, missed 8 |
 //! | 512 | 64 × 24 | chain of epochs, oldest first: id 16 (all ones: forgotten epochs), first version 8 |
 //! | 2048 | 32 × 64 | dead lists, oldest first: first group 8, last group 8, pointer 32, blocks 8, reserved 8 |
 
@@ -113,6 +114,8 @@ pub struct Member {
     pub synced_txg: Txg,
     /// Version of the last root that called it in sync; 0: not known.
     pub synced_version: u64,
+    /// Of one that is not in sync: blocks in use that were born after `synced_txg`; `None`: not known. Stored plus one, 0: not known.
+    pub missed: Option<u64>,
 }
 
 impl Member {
@@ -127,6 +130,7 @@ impl Member {
             offline: false,
             synced_txg: 0,
             synced_version: 0,
+            missed: None,
         }
     }
 }
@@ -186,6 +190,8 @@ pub struct Root {
     pub backed: u64,
     /// No zone below this one lacks space below.
     pub grow_zone: u64,
+    /// Since when not every member is in sync, ns since 1970; 0: all are, or not known.
+    pub at_risk_since_ns: u64,
     /// Replicas, 1 to 4, by slot; slots of those that were detached are kept, so that nobody's slot ever changes.
     pub members: Vec<Member>,
     /// Chain of epochs, oldest first; never empty.
@@ -237,6 +243,7 @@ impl Root {
         out[212..216].copy_from_slice(&(self.dead.len() as u32).to_le_bytes());
         out[216..224].copy_from_slice(&self.backed.to_le_bytes());
         out[224..232].copy_from_slice(&self.grow_zone.to_le_bytes());
+        out[232..240].copy_from_slice(&self.at_risk_since_ns.to_le_bytes());
         for (i, member) in self.members.iter().enumerate() {
             let at = MEMBERS_AT + i * MEMBER;
             out[at..at + 16].copy_from_slice(&member.replica.0);
@@ -247,6 +254,8 @@ impl Root {
             out[at + 32..at + 40].copy_from_slice(&member.since_ns.to_le_bytes());
             out[at + 40..at + 48].copy_from_slice(&member.synced_txg.to_le_bytes());
             out[at + 48..at + 56].copy_from_slice(&member.synced_version.to_le_bytes());
+            let missed = member.missed.map_or(0, |blocks| blocks.saturating_add(1));
+            out[at + 56..at + 64].copy_from_slice(&missed.to_le_bytes());
         }
         for (i, epoch) in self.chain.iter().enumerate() {
             let at = CHAIN_AT + i * EPOCH;
@@ -280,7 +289,7 @@ impl Root {
         require(header.level == 0 && header.used as usize == block::PAYLOAD, WHAT, "has its own length")?;
         require(word(4) <= 1, WHAT, "has no unknown flag")?;
         require(header.birth == word(0), WHAT, "has the version that its header says")?;
-        require(all_zero(&bytes[232..MEMBERS_AT]), WHAT, "has zero in reserved bytes")?;
+        require(all_zero(&bytes[240..MEMBERS_AT]), WHAT, "has zero in reserved bytes")?;
         let log_at = le32(bytes, 136);
         require(log_at < geometry.log_blocks, WHAT, "has a log position inside the ring")?;
         let level = le32(bytes, 140);
@@ -304,6 +313,7 @@ impl Root {
             space: SpaceEntry::decode(&bytes[176..208])?,
             backed: le64(bytes, 216),
             grow_zone: le64(bytes, 224),
+            at_risk_since_ns: le64(bytes, 232),
             members: decode_members(bytes, header.count as usize)?,
             chain: decode_chain(bytes, le32(bytes, 208) as usize)?,
             dead: decode_dead(bytes, le32(bytes, 212) as usize)?,
@@ -321,6 +331,11 @@ impl Root {
             root.members.iter().all(|m| m.synced_txg <= root.txg),
             WHAT,
             "is not older than what its members hold",
+        )?;
+        require(
+            root.members.iter().all(|m| m.missed.is_none_or(|blocks| blocks <= geometry.blocks)),
+            WHAT,
+            "has members that missed no more than there is",
         )?;
         let past = |head: &DeadHead| head.last <= root.txg && head.ptr.birth <= root.txg;
         require(root.dead.iter().all(past), WHAT, "is not older than its dead lists")?;
@@ -348,7 +363,7 @@ fn decode_members(bytes: &[u8], count: usize) -> Result<Vec<Member>, Corrupt> {
             _ => return reject(WHAT, "has members in known roles"),
         };
         require(bytes[at + 18] <= 1, WHAT, "has members with no unknown flag")?;
-        let reserved = all_zero(&bytes[at + 19..at + 24]) && all_zero(&bytes[at + 56..at + MEMBER]);
+        let reserved = all_zero(&bytes[at + 19..at + 24]);
         require(reserved, WHAT, "has zero in reserved bytes of members")?;
         let replica = Uuid(bytes[at..at + 16].try_into().expect("16 bytes"));
         require(members.iter().all(|m| m.replica != replica), WHAT, "names each member once")?;
@@ -361,6 +376,7 @@ fn decode_members(bytes: &[u8], count: usize) -> Result<Vec<Member>, Corrupt> {
             since_ns: le64(bytes, at + 32),
             synced_txg: le64(bytes, at + 40),
             synced_version: le64(bytes, at + 48),
+            missed: le64(bytes, at + 56).checked_sub(1),
         });
     }
     require(members.iter().any(|m| m.state != MemberState::Detached), WHAT, "has a member that is not detached")?;
@@ -422,6 +438,7 @@ pub(crate) mod tests {
             space: SpaceEntry { birth: 7, sum: 4, free: 100, slot: 1 },
             backed: 1000,
             grow_zone: 1,
+            at_risk_since_ns: 0,
             members: (1..=2)
                 .map(|i| Member {
                     replica: Uuid([i; 16]),
@@ -432,6 +449,7 @@ pub(crate) mod tests {
                     since_ns: 4,
                     synced_txg: 0,
                     synced_version: 0,
+                    missed: None,
                 })
                 .collect(),
             chain: vec![Epoch { id: Uuid([5; 16]), first_version: 1 }, Epoch { id: Uuid([6; 16]), first_version: 6 }],

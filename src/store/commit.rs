@@ -21,6 +21,7 @@
 use super::delta::{Committed, Group, View};
 use super::history::ShrinkHook;
 use super::reach::Unreached;
+use super::risk::Grown;
 use super::space::{Class, Span};
 use super::tree::{self, CachedNode, NodeStore, NodeWriter};
 use super::{INO_RANGE, Store, StoreError};
@@ -81,6 +82,8 @@ pub struct RootState {
     pub fork_next: bool,
     /// A slot whose replica is out, and is about to take writes: roots call it returning.
     pub coming: Option<usize>,
+    /// Blocks that the group being published made and kept: what a replica misses that goes out in it.
+    pub grown: u64,
     /// Slots in which something stands that proves nothing on a replica, to be put in order by recovery.
     pub damaged: [bool; crate::format::geometry::ROOT_SLOTS],
     /// Told before anything is acknowledged with fewer replicas.
@@ -236,6 +239,7 @@ impl Store {
         for span in &writer.claims {
             self.space.claim(&self.mirror, *span)?;
         }
+        let grown = Grown::new(&writer.claims, std::mem::take(&mut writer.freed));
         let space = self.space.write_out(&self.mirror, txg)?;
         writer.writes.extend(space.writes);
         if let Some(error) = writer.error {
@@ -254,7 +258,7 @@ impl Store {
         root.dead = dead;
         let inodes = self.root.lock().root.inodes;
         root.inodes = inodes.saturating_add_signed(group.inodes.load(Ordering::Relaxed));
-        self.publish(state, force, (root, fence_ino), &group)?;
+        self.publish(state, force, (root, fence_ino), &group, &grown)?;
         self.note_left_out(left_out);
         Ok(())
     }
@@ -466,6 +470,7 @@ impl Store {
         force: Force,
         (mut root, fence_ino): (Root, u64),
         group: &Group,
+        grown: &Grown,
     ) -> Result<(), StoreError> {
         let txg = root.txg;
         let mut roots: MutexGuard<'_, RootState> = self.root.lock();
@@ -480,6 +485,8 @@ impl Store {
         root.members = roots.root.members.clone();
         root.chain = roots.root.chain.clone();
         root.mount_count = roots.root.mount_count;
+        root.at_risk_since_ns = roots.root.at_risk_since_ns;
+        roots.grown = grown.count(&mut root, roots.root.txg, self.label.geometry.blocks);
         self.write_root(&mut roots, root)?;
         roots.fork_next = false;
         let committed = Arc::new(Committed { root: roots.root.clone(), fence_ino });

@@ -134,6 +134,7 @@ fn first_root(labels: &[Label], create: &CreateStore, world: &dyn World) -> Root
         space: space::pristine_top(&create.geometry),
         backed: if create.grows { 0 } else { space::all_backed(&create.geometry) },
         grow_zone: 0,
+        at_risk_since_ns: 0,
         members: labels
             .iter()
             .map(|label| Member {
@@ -144,6 +145,7 @@ fn first_root(labels: &[Label], create: &CreateStore, world: &dyn World) -> Root
                 since_ns: now,
                 synced_txg: 0,
                 synced_version: 0,
+                missed: None,
                 offline: false,
             })
             .collect(),

@@ -11,11 +11,12 @@
 //! was written to alone later, is recognised as a fork.
 
 use super::commit::RootState;
-use super::{Store, StoreError};
+use super::{Store, StoreError, risk};
 use crate::disk::buffer::{Buf, Slice};
 use crate::disk::{Left, Mirror, ReplicaState};
 use crate::format::geometry::ROOT_SLOTS;
 use crate::format::{Member, MemberState, REPLICAS_MAX, Role, Root, Txg, Uuid};
+use std::sync::Arc;
 
 /// Called with a root that names fewer replicas, before anything is acknowledged without them.
 pub type ShrinkHook = Box<dyn Fn(&Root) + Send + Sync>;
@@ -93,7 +94,7 @@ impl Store {
 
     /// A durable root says of the replica in `slot`, which is not in sync, up to which group it holds everything.
     pub(crate) fn note_synced(&self, slot: usize, synced: Txg) -> Result<(), StoreError> {
-        self.change_root(|_, root| root.members[slot].synced_txg = synced)
+        self.change_root(|_, root| (root.members[slot].synced_txg, root.members[slot].missed) = (synced, None))
     }
 
     fn say_coming(&self, coming: Option<usize>, holds: Option<(usize, Txg)>) -> Result<(usize, Root), StoreError> {
@@ -101,7 +102,10 @@ impl Store {
         state.coming = coming;
         let mut root = state.root.clone();
         if let Some((slot, synced)) = holds {
-            root.members[slot].synced_txg = synced;
+            let member = &mut root.members[slot];
+            if member.synced_txg != synced {
+                (member.synced_txg, member.missed) = (synced, None);
+            }
         }
         let written = self.write_root(&mut state, root).map(|()| (state.newest_slot, state.root.clone()));
         drop(state);
@@ -117,8 +121,10 @@ impl Store {
             return Ok(());
         }
         self.change_root(|_, root| {
+            // Where a group was committed since, what it made is not known to be missed before the next follow.
+            let missed = if root.txg == synced { Some(0) } else { None };
             if let Some(member) = root.members.get_mut(slot).filter(follows) {
-                member.synced_txg = synced;
+                (member.synced_txg, member.missed) = (synced, missed);
             }
         })
     }
@@ -210,6 +216,7 @@ impl Store {
             state.root = root.clone();
             state.newest_slot = slot;
             state.generation = members.generation;
+            *self.named.lock() = Arc::new(root.clone());
             if self.mirror.members().generation == members.generation {
                 return Ok(());
             }
@@ -244,10 +251,12 @@ impl Store {
                 match (member.state, new) {
                     (MemberState::InSync, _) => {
                         (member.synced_txg, member.synced_version) = (state.root.txg, state.root.version);
+                        member.missed = Some(if root.txg > state.root.txg { state.grown } else { 0 });
                     }
                     (_, MemberState::InSync) => {
                         (member.synced_txg, member.synced_version, member.offline) = (0, 0, false);
                         member.role = Role::Hot;
+                        member.missed = None;
                     }
                     _ => {}
                 }
@@ -258,6 +267,7 @@ impl Store {
                 member.since_ns = now;
             }
         }
+        risk::note_since(root);
         if shrunk || state.fork_next || root.chain.is_empty() {
             root.begin_epoch(self.world.uuid());
         }
@@ -333,6 +343,7 @@ impl RootState {
             generation: 0,
             fork_next: false,
             coming: None,
+            grown: 0,
             damaged,
             on_shrink: None,
         }

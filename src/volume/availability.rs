@@ -65,6 +65,9 @@ pub struct Availability {
     pub writes: Figures,
     /// Mounted while only one replica was in sync, ms.
     pub held_once_ms: u64,
+    /// Mounted while not all replicas were in sync, ms. With two of them it is the same.
+    #[serde(default)]
+    pub at_risk_ms: u64,
     /// By replica.
     pub replicas: Vec<ReplicaFigures>,
 }
@@ -124,6 +127,7 @@ struct Count {
     reads: Tally,
     writes: Tally,
     held_once: u64,
+    at_risk: u64,
     replicas: BTreeMap<Uuid, Track>,
 }
 
@@ -141,18 +145,22 @@ impl Count {
             (false, true) => self.writes.down += passed,
             (false, false) => self.writes.up += passed,
         }
-        let mut in_sync = 0;
+        let (mut in_sync, mut away) = (0, 0);
         for track in self.replicas.values_mut().filter(|track| track.is_counted) {
             match track.state {
-                EventState::InSync => {
+                state if state.is_in_sync() => {
                     track.tally.up += passed;
                     in_sync += 1;
                 }
                 EventState::Absent => {}
-                _ => track.tally.down += passed,
+                _ => {
+                    track.tally.down += passed;
+                    away += 1;
+                }
             }
         }
         self.held_once += if in_sync == 1 { passed } else { 0 };
+        self.at_risk += if away > 0 { passed } else { 0 };
     }
 
     /// It crashed after `alive`, and is to be mounted again at `until`.
@@ -194,10 +202,10 @@ impl Count {
         let new = Track { path: String::new(), state: EventState::Absent, is_counted: false, tally: Tally::default() };
         let track = self.replicas.entry(event.replica).or_insert(new);
         event.place.clone_into(&mut track.path);
-        let leaves = track.state == EventState::InSync && !matches!(event.to, EventState::InSync | EventState::Absent);
+        let leaves = track.state.is_in_sync() && !event.to.is_in_sync() && event.to != EventState::Absent;
         track.tally.outages += u64::from(leaves);
         track.state = event.to;
-        track.is_counted |= event.to == EventState::InSync;
+        track.is_counted |= event.to.is_in_sync();
     }
 }
 
@@ -236,6 +244,7 @@ pub fn availability<'e>(
         reads: count.reads.figures(),
         writes: count.writes.figures(),
         held_once_ms: count.held_once / 1_000_000,
+        at_risk_ms: count.at_risk / 1_000_000,
         replicas: count.replicas.iter().filter(|(_, track)| track.is_counted).map(figures).collect(),
     }
 }

@@ -6,9 +6,9 @@
 //! *Order*: [`Volume::away`] → [`Away::open`] → [`Volume::bring_back`]. *Not here*: when it is tried (`daemon`).
 
 use super::anew::Deleted;
-use super::{EXAMINE_WAIT, Volume, close_all, refused};
+use super::{EXAMINE_WAIT, Volume, close_all, refused, risk};
 use crate::control::Progress;
-use crate::disk::backing::Backing;
+use crate::disk::backing::{Backing, Done, Op};
 use crate::disk::file::{self, Mode, OpenError};
 use crate::disk::{ReplicaHealth, ReplicaState};
 use crate::format::{Label, Role, Uuid};
@@ -25,6 +25,11 @@ use std::time::Duration;
 
 /// How long a place that this process has just let go of may take to be free.
 pub(super) const LET_GO: Duration = Duration::from_secs(1);
+
+/// What the cause of one begins with that had no room.
+pub(super) const FULL: &str = "full:";
+/// Room that one needs beside what it missed: the units in which containers grow, and what is written meanwhile.
+const ROOM_MIN: u64 = 8 << 20;
 
 /// How long a return may take to end when its replica is sent away.
 const STOP_MAX: Duration = Duration::from_secs(30);
@@ -48,6 +53,8 @@ pub struct Away {
     heart: Arc<Heart>,
     /// Its container was deleted.
     pub(super) deleted: Option<Deleted>,
+    /// It went out because it was full: room that it needs before it is worth trying again.
+    needs_bytes: u64,
 }
 
 /// A replica whose place answers.
@@ -110,6 +117,10 @@ impl Away {
                 return Err(super::sentence(place, &why));
             }
         };
+        if let Err(why) = self.has_room(&*backing) {
+            close_all(&[backing]);
+            return Err(format!("{place}: {why}"));
+        }
         Ok(Opened { slot: self.slot, path: place.to_owned(), backing, found })
     }
 
@@ -120,6 +131,24 @@ impl Away {
         match self.heart.admit(spot).map_err(|refusal| refusal.to_string())? {
             true => recover::examine(&**backing, EXAMINE_WAIT),
             false => Ok(found),
+        }
+    }
+}
+
+impl Away {
+    /// Trying again without room would change states, and write, for nothing.
+    fn has_room(&self, backing: &dyn Backing) -> Result<(), String> {
+        if self.needs_bytes == 0 {
+            return Ok(());
+        }
+        match backing.submit(Op::Check).wait(Some(Instant::now() + EXAMINE_WAIT)) {
+            Some(Ok(Done::Facts(facts))) if facts.bytes_free_below >= self.needs_bytes => Ok(()),
+            Some(Ok(Done::Facts(facts))) => Err(format!(
+                "its disk is full: {} bytes are free, what it missed may need {}; make room, or try with stablefs online",
+                facts.bytes_free_below, self.needs_bytes
+            )),
+            Some(Err(error)) => Err(error.to_string()),
+            Some(Ok(_)) | None => Err("does not answer".into()),
         }
     }
 }
@@ -141,7 +170,13 @@ impl Volume {
         let kept_away = self.kept_away.lock();
         let health = self.mirror.health().into_iter();
         let free = health.filter(|h| is_away(h) && h.in_flight == 0 && !kept_away.contains(&h.slot));
-        free.filter(|h| self.role(h.name.uuid) == Role::Hot).map(|h| self.as_away(h)).collect()
+        let root = self.store.named_root();
+        let needs = |h: &ReplicaHealth| match h.cause.starts_with(FULL) {
+            true => ROOM_MIN.saturating_add(risk::missed_bytes(h, &root).unwrap_or(0)),
+            false => 0,
+        };
+        let hot = free.filter(|h| self.role(h.name.uuid) == Role::Hot);
+        hot.map(|h| (needs(&h), h)).map(|(needs_bytes, h)| Away { needs_bytes, ..self.as_away(h) }).collect()
     }
 
     /// Who may follow: every warm or cold replica that was not sent away, and has nothing under way.
@@ -202,6 +237,7 @@ impl Volume {
             label: self.label.clone(),
             heart: self.heart.clone(),
             deleted: self.deleted_in(health.slot, health.name.uuid),
+            needs_bytes: 0,
         }
     }
 

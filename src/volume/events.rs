@@ -359,10 +359,17 @@ impl Work {
         let mut events = Vec::with_capacity(happened.len());
         for one in happened {
             let kind = match one.what {
-                What::State => EventKind::State,
+                What::State | What::Slow | What::Quick | What::Full | What::Room => EventKind::State,
                 What::Omission => EventKind::Omission,
                 What::Lost => EventKind::Lost,
                 What::Failed => EventKind::Failed,
+            };
+            let (from, to) = match one.what {
+                What::Slow => (EventState::InSync, EventState::Slow),
+                What::Quick => (EventState::Slow, EventState::InSync),
+                What::Full => (EventState::InSync, EventState::Full),
+                What::Room => (EventState::Full, EventState::InSync),
+                _ => (one.from.map_or(EventState::Absent, state_of), one.to.map_or(EventState::Absent, state_of)),
             };
             // Reading, on this thread: where no disk answers, the events wait, and nobody else.
             let file = if one.owner == 0 { None } else { check::path_of(&self.store, one.owner) };
@@ -371,8 +378,8 @@ impl Work {
                 slot,
                 replica: name.as_ref().map_or(Uuid::NIL, |name| name.uuid),
                 place: name.map(|name| name.path).unwrap_or_default(),
-                from: one.from.map_or(EventState::Absent, state_of),
-                to: one.to.map_or(EventState::Absent, state_of),
+                from,
+                to,
                 cause: one.cause,
                 file: file.unwrap_or_default(),
                 numbers: [one.addr, 0, 0],

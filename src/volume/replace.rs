@@ -204,7 +204,9 @@ fn stays_in(store: &Store, slot: usize, path: &str) -> Result<(), StoreError> {
 fn give_up(store: &Store, place: Place, slot: usize, path: &str, why: &str) -> StoreError {
     let apart = match place {
         Place::Free(_) => {
-            store.mirror().set_out(slot, &format!("its resync was not finished: {why}"));
+            // Who looks for those that had no room looks at the beginning.
+            let full = if why.starts_with(crate::volume::away::FULL) { "full: " } else { "" };
+            store.mirror().set_out(slot, &format!("{full}its resync was not finished: {why}"));
             store.mirror().release(slot);
             true
         }
@@ -394,7 +396,7 @@ impl<'a> Resync<'a> {
     fn allocate_run(&mut self, (addr, blocks): (Addr, u64)) -> Result<(), String> {
         let Some(backing) = self.mirror().backing(self.slot) else { return Err("went away".into()) };
         ask(&*backing, Op::Allocate { addr, blocks })
-            .map_err(|why| format!("no space for the replica there: {why}"))?;
+            .map_err(|why| format!("full: no space for the replica there: {why}"))?;
         self.what = "allocating";
         if self.pause().is_break() {
             return Err(self.failure.take().unwrap_or_else(|| "stopped".into()));

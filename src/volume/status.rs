@@ -5,9 +5,10 @@
 
 use super::Volume;
 use super::availability::Availability;
+use super::risk::{self, Risk};
 use crate::disk::backing::BackingKind;
 use crate::disk::{ReplicaHealth, ReplicaState};
-use crate::format::{Role, Uuid};
+use crate::format::{Role, Root, Uuid};
 use serde::{Deserialize, Serialize};
 
 /// State of a volume.
@@ -51,6 +52,9 @@ pub struct Status {
     pub replayed: u64,
     /// Places that were given at the mount and are none of its replicas: why.
     pub notes: Vec<String>,
+    /// What stands on fewer replicas than it should.
+    #[serde(default)]
+    pub risk: Risk,
     /// Availability in figures, from the events that are remembered.
     pub availability: Availability,
 }
@@ -82,10 +86,17 @@ pub struct ReplicaStatus {
     pub cause: String,
     /// Requests that it has not answered.
     pub in_flight: usize,
+    /// Bytes in use that it misses at most: written since it last held everything. `None`: all, for all that is known.
+    #[serde(default)]
+    pub missed_bytes: Option<u64>,
     /// Bytes free in the filesystem that holds it.
     pub bytes_free_below: Option<u64>,
-    /// What is to be known beside the state: `full` (its disk has no room), `read-only` (it went out because of that).
+    /// What is to be known beside the state: `full` (its disk has no room), `read-only` (it went out because of that), `slow` (it
+    /// gets no reads, for its twin is much quicker).
     pub conditions: Vec<String>,
+    /// How long requests take it, and its twin.
+    #[serde(default)]
+    pub pace: PaceStatus,
     /// Blocks that were not there, for either of the two reasons below.
     pub omissions: u64,
     /// Blocks that could not be read.
@@ -106,13 +117,46 @@ pub struct ReplicaStatus {
     pub deadline_missed: u64,
 }
 
+/// How long requests take a replica, in microseconds; medians of the last. Nothing where too few were seen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PaceStatus {
+    /// Slow since, ns since 1970; 0: it is not.
+    pub slow_since_ns: u64,
+    /// A small read.
+    pub read_us: Option<u64>,
+    /// A write or a flush as a whole.
+    pub write_us: Option<u64>,
+    /// A small read from the quickest other one.
+    pub twin_read_us: Option<u64>,
+    /// A write or a flush on it.
+    pub twin_write_us: Option<u64>,
+}
+
+impl From<crate::disk::Pace> for PaceStatus {
+    fn from(pace: crate::disk::Pace) -> PaceStatus {
+        let us = |took: Option<std::time::Duration>| took.map(|took| took.as_micros() as u64);
+        PaceStatus {
+            slow_since_ns: pace.slow_since_ns,
+            read_us: us(pace.read),
+            write_us: us(pace.write),
+            twin_read_us: us(pace.twin_read),
+            twin_write_us: us(pace.twin_write),
+        }
+    }
+}
+
 impl Volume {
     /// State of the volume, from memory.
     pub fn status(&self) -> Status {
         let grows = self.label.grows;
-        let health = self.mirror.health().into_iter().filter(ReplicaHealth::is_member);
-        let replicas: Vec<ReplicaStatus> = health.map(|h| self.with_role(h.name.uuid, replica(h, grows))).collect();
+        let health: Vec<ReplicaHealth> = self.mirror.health().into_iter().filter(ReplicaHealth::is_member).collect();
         // Not the root behind its lock: that may wait for a disk.
+        let named = self.store.named_root();
+        let used_bytes = self.store.allocated() * crate::format::BLOCK as u64;
+        let risk = risk::risk(&health, &named, used_bytes);
+        let replicas: Vec<ReplicaStatus> =
+            health.into_iter().map(|h| self.with_role(h.name.uuid, replica(h, grows, &named))).collect();
         let view = self.store.view();
         let root = &view.committed.root;
         let space = self.store.space();
@@ -140,6 +184,7 @@ impl Volume {
             open_s: self.opened.elapsed().as_secs(),
             replayed: self.report.replayed,
             notes,
+            risk,
             availability: self.availability(),
         }
     }
@@ -189,6 +234,7 @@ impl Volume {
                 "the volume has one replica only: every block is held once, and nothing can be healed".to_owned();
             return ("degraded".into(), meaning, Some("stablefs attach MOUNTPOINT NEW".into()));
         }
+        let slow = replicas.iter().find(|r| r.pace.slow_since_ns > 0).map(slowness).unwrap_or_default();
         let healed: u64 = replicas.iter().map(|r| r.healed).sum();
         let unhealed: u64 = replicas.iter().map(|r| r.heal_failed).sum();
         if unhealed > 0 {
@@ -196,8 +242,9 @@ impl Volume {
             return ("damaged".into(), meaning, Some("stablefs scrub MOUNTPOINT".into()));
         }
         if healed > 0 {
-            let meaning =
-                format!("all replicas are in sync; {healed} damaged blocks were found and healed since the mount");
+            let meaning = format!(
+                "all replicas are in sync; {healed} damaged blocks were found and healed since the mount{slow}"
+            );
             return ("healthy".into(), meaning, Some("stablefs scrub MOUNTPOINT  (looks for more)".into()));
         }
         let mut meaning = "all replicas are in sync, no damage was met since the mount".to_owned();
@@ -226,7 +273,7 @@ impl Volume {
                 }
             }
         }
-        (state.into(), meaning, action)
+        (state.into(), meaning + &slow, action)
     }
 
     /// With what is known of one that follows.
@@ -237,6 +284,20 @@ impl Volume {
         };
         ReplicaStatus { role: role.name().to_owned(), lag_ms: self.lag_ms(replica), follow_failure: failure, ..status }
     }
+}
+
+/// What is to be said of a slow replica.
+fn slowness(replica: &ReplicaStatus) -> String {
+    let pace = replica.pace;
+    let compared = |what, own: Option<u64>, twin: Option<u64>| {
+        let (own, twin) = own.zip(twin)?;
+        Some(format!("{what} takes {:.1} ms, {:.1} ms elsewhere", own as f64 / 1000.0, twin as f64 / 1000.0))
+    };
+    let read = compared("a read", pace.read_us, pace.twin_read_us);
+    let write = compared("a write or flush", pace.write_us, pace.twin_write_us);
+    let figures: Vec<String> = [read, write].into_iter().flatten().collect();
+    let figures = if figures.is_empty() { String::new() } else { format!(" ({})", figures.join("; ")) };
+    format!("; {} is slow{figures}: it gets no reads while it is", replica.path)
 }
 
 /// The path if it is known, else the slot: both name a replica in commands.
@@ -257,14 +318,16 @@ pub fn shell_word(word: &str) -> String {
 const FULL_BELOW: u64 = 1 << 20;
 
 fn conditions(health: &crate::disk::ReplicaHealth, grows: bool) -> Vec<String> {
-    let is_full = grows && health.bytes_free_below.is_some_and(|bytes| bytes < FULL_BELOW);
+    let is_full = health.is_full || grows && health.bytes_free_below.is_some_and(|bytes| bytes < FULL_BELOW);
     // What a failed write said (`disk::mirror::write`).
     let said = |word: &str| health.cause.starts_with(word);
-    let all = [(is_full || said("full:"), "full"), (said("read-only:"), "read-only")];
+    let is_slow = health.pace.slow_since_ns > 0;
+    let all = [(is_full || said("full:"), "full"), (said("read-only:"), "read-only"), (is_slow, "slow")];
     all.into_iter().filter(|(holds, _)| *holds).map(|(_, word)| word.to_owned()).collect()
 }
 
-fn replica(health: crate::disk::ReplicaHealth, grows: bool) -> ReplicaStatus {
+fn replica(health: crate::disk::ReplicaHealth, grows: bool, root: &Root) -> ReplicaStatus {
+    let missed_bytes = risk::missed_bytes(&health, root);
     let conditions = conditions(&health, grows);
     let counters = health.counters;
     ReplicaStatus {
@@ -280,8 +343,10 @@ fn replica(health: crate::disk::ReplicaHealth, grows: bool) -> ReplicaStatus {
         since_ns: health.since_ns,
         cause: health.cause,
         in_flight: health.in_flight,
+        missed_bytes,
         bytes_free_below: health.bytes_free_below,
         conditions,
+        pace: health.pace.into(),
         omissions: counters.omissions(),
         unreadable: counters.unreadable,
         checksum: counters.checksum,

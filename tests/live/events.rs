@@ -101,6 +101,15 @@ fn a_replica_taken_away_is_told_and_remembered() {
     assert_eq!(figures(&status, &bed.a)["outages"], 0);
     let all = &status["availability"];
     assert!(all["held_once_ms"].as_u64() >= Some(1000), "{all:#}");
+    // SEMANTICS: RISK-1; both clocks began with the same event.
+    let risk = &status["risk"];
+    let since = |one: &Value| one.as_u64().unwrap() / 1_000_000;
+    assert!(since(&risk["since_ns"]).abs_diff(since(&out["time_ns"])) < 1000, "{risk:#}\n{out:#}");
+    let at_risk_ms = all["at_risk_ms"].as_u64().unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64;
+    assert!(at_risk_ms > 0 && at_risk_ms <= now - since(&risk["since_ns"]) + 1000, "{risk:#}\n{all:#}");
+    assert!(risk["held_once_bytes"].as_u64() > Some(0), "{risk:#}");
+    assert!(risk["held_once_bytes"].as_u64() < risk["held_once_if_lost_bytes"].as_u64(), "{risk:#}");
     assert_eq!((&all["reads"]["outages"], &all["writes"]["down_ms"]), (&0.into(), &0.into()), "{all:#}");
     let said = bed.stablefs(["status".as_ref(), bed.mnt.as_os_str()]).code(1);
     assert!(said.out.contains("service: reads 100 %, writes 100 %") && said.out.contains("held once for"), "{said}");

@@ -9,6 +9,7 @@
 //! *Order*: a lane is put out here when it misses; when it fails, the caller decides.
 //! *Not here*: what a failure means (`write`).
 
+use super::slow::Sample;
 use super::{Lane, Leaving, Mirror, ReplicaState};
 use crate::disk::backing::{Bell, Done, Op, Ticket};
 use crate::sync::Instant;
@@ -66,6 +67,9 @@ struct Run<'a> {
     last: Done,
     failure: Option<io::Error>,
     started: Instant,
+    /// From the start to the last answer, as the backing says.
+    took: Duration,
+    is_simulated: bool,
     progress: Instant,
     finished: Option<Instant>,
     outcome: Option<Outcome>,
@@ -82,6 +86,14 @@ impl Run<'_> {
                     continue;
                 }
                 let ticket = self.outstanding.swap_remove(index);
+                self.took = match (ticket.took(), ticket.asked()) {
+                    (Some(took), Some(asked)) => self.took.max(asked + took - self.started),
+                    // Simulated: one after the other.
+                    (took, _) => {
+                        self.is_simulated = true;
+                        self.took + took.unwrap_or_default()
+                    }
+                };
                 self.progress = Instant::now();
                 match ticket.wait(None).expect("the answer is there") {
                     Ok(done) => self.last = done,
@@ -135,6 +147,8 @@ impl Mirror {
             last: Done::Nothing,
             failure: None,
             started,
+            took: Duration::ZERO,
+            is_simulated: false,
             progress: started,
             finished: None,
             outcome: None,
@@ -168,10 +182,23 @@ impl Mirror {
                 wake = [wake, again].into_iter().flatten().min();
             }
             if runs.iter().all(|run| run.outcome.is_some()) {
+                if let Op::Write { .. } | Op::Flush = op(0) {
+                    self.note_runs(&runs);
+                }
                 return runs.into_iter().filter_map(|run| run.outcome).collect();
             }
             bell.wait(seen, wake);
         }
+    }
+
+    /// What those took who did the same.
+    fn note_runs(&self, runs: &[Run<'_>]) {
+        let finished = runs.iter().filter(|run| matches!(run.outcome, Some(Outcome::Finished(_))));
+        let sample = |run: &Run<'_>| {
+            let asked = (!run.is_simulated).then_some(run.started);
+            (run.lane.slot, Sample { asked, took: run.took })
+        };
+        self.note_writes(&finished.map(sample).collect::<Vec<_>>());
     }
 
     /// `lane` missed the deadline while a twin did not.

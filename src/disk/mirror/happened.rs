@@ -25,6 +25,14 @@ pub const LOST_MAX: usize = 64;
 pub enum What {
     /// A replica has another state.
     State,
+    /// A replica in sync is slow from now on.
+    Slow,
+    /// It is so no longer.
+    Quick,
+    /// A replica in sync has no room for new data.
+    Full,
+    /// It has some again.
+    Room,
     /// The first omission on a replica.
     Omission,
     /// A block that no replica proves.

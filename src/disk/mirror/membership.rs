@@ -59,6 +59,7 @@ impl Mirror {
         table.generation += 1;
         log::info!("replica {replica}: {} takes the place of {}", new.name.path, table.rows[replica].name.path);
         self.counted[replica].reset();
+        self.forget_pace(&table, replica, "it is replaced");
         let place = new.name.path.clone();
         let old = std::mem::replace(&mut table.rows[replica], new);
         let row = &mut table.rows[replica];

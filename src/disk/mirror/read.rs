@@ -1,4 +1,4 @@
-//! Careful reads: balanced over the replicas in sync, hedged when one is slow, proven block by block.
+//! Careful reads: balanced over the replicas in sync that are not slow, hedged when one is slow, proven block by block.
 //!
 //! *Guarantees*: every byte of the answer proved itself by the caller's checksum. What one replica could not prove
 //! came from another one, and was repaired on the way.
@@ -7,6 +7,7 @@
 //! *Order*: none.
 //! *Not here*: repair itself (`repair`).
 
+use super::slow::Sample;
 use super::write::REQUEST_BLOCKS_MAX;
 use super::{Damage, Lane, Mirror, ReplicaState};
 use crate::disk::DiskError;
@@ -68,7 +69,8 @@ impl Mirror {
         if lanes.is_empty() {
             return Err(DiskError::Lost { addr, detail: "no replica is in sync".into() });
         }
-        let mut pieces = self.share_out(&lanes, addr, sums.len());
+        self.probe_slow(&lanes, addr, sums.len());
+        let mut pieces = self.share_out(&self.quick(lanes), addr, sums.len());
         if let [piece] = &mut pieces[..] {
             let (slot, answer) = self.hedge(piece.asked.take(), addr, sums.len() as u32);
             return self.prove_answer(slot, answer, addr, sums, owner);
@@ -120,10 +122,12 @@ impl Mirror {
             let seen = bell.count();
             while let Some(index) = asked.iter().position(|one| one.ticket.is_done()) {
                 let one = asked.swap_remove(index);
+                let sample = Sample::of(&one.ticket);
                 let result = one.ticket.wait(None).expect("the answer is there");
                 match result.and_then(|done| data(done, blocks as usize)) {
                     Ok(buf) => {
                         self.count(one.lane.slot, |counted| &counted.reads);
+                        self.note_read(one.lane.slot, blocks as usize, sample);
                         self.judge_slow(&asked);
                         return (one.lane.slot, Ok(buf));
                     }
@@ -164,7 +168,9 @@ impl Mirror {
     }
 
     fn untried(&self, tried: u8) -> Option<Lane> {
-        self.lanes(|state| state == ReplicaState::InSync).into_iter().find(|lane| tried >> lane.slot & 1 == 0)
+        let mut lanes = self.lanes(|state| state == ReplicaState::InSync);
+        lanes.retain(|lane| tried >> lane.slot & 1 == 0);
+        self.quick(lanes).into_iter().next()
     }
 
     /// A replica has answered. Those that were asked before it, and whose patience is over, get the grace, then go.

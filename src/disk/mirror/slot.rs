@@ -8,12 +8,14 @@
 //! |---|---|---|
 //! | in sync, out, missing, returning | the mirror | a [`ReplicaState`] |
 //! | detached: no replica any more | the root, as long as its slot is free | a slot that is passed over: a [`ReplicaState`] |
-//! | full, read-only | beside the state: `volume::status`, from the room below and the cause | in sync or out |
-//! | slow | nowhere: nothing measures it | in sync, until it misses the deadline |
+//! | full | beside the state: `full`, and `volume::status`, from the room below and the cause | in sync or out |
+//! | read-only | beside the state: `volume::status`, from the cause | out |
+//! | slow | beside the state: `slow`, by its times and its twin's | in sync |
 //! | warm, cold | `volume::follow`, from the roles in the root | out |
 //! | behind | at the mount: `store::recover` | out |
 //! | foreign, forked | at the mount, which is refused: `store::recover` | not here |
 
+use super::slow::Pace;
 use crate::disk::ReplicaName;
 use crate::disk::backing::{Backing, BackingKind, Facts};
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -166,6 +168,10 @@ pub struct ReplicaHealth {
     pub bytes_free_below: Option<u64>,
     /// What was counted.
     pub counters: ReplicaCounters,
+    /// How long requests take it.
+    pub pace: Pace,
+    /// It had no room when it was last asked for more.
+    pub is_full: bool,
 }
 
 impl ReplicaHealth {
@@ -239,7 +245,7 @@ impl Row {
         self.backing.iter().chain(&self.released)
     }
 
-    pub fn health(&self, slot: usize, counted: &Counted) -> ReplicaHealth {
+    pub fn health(&self, slot: usize, counted: &Counted, pace: Pace) -> ReplicaHealth {
         let facts = self.backing.as_ref().map(|backing| backing.facts());
         ReplicaHealth {
             slot,
@@ -252,6 +258,8 @@ impl Row {
             in_flight: self.all_backings().map(|backing| backing.in_flight()).sum(),
             bytes_free_below: self.facts.map(|facts| facts.bytes_free_below),
             counters: counted.now(),
+            pace,
+            is_full: false,
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::sync::thread;
 mod combining;
 mod healing;
 mod leaving;
+mod pace;
 mod promises;
 mod silence;
 mod telling;

@@ -80,7 +80,8 @@ impl Mirror {
     }
 
     /// Back `blocks` blocks from `addr` with space on every replica that takes writes.
-    /// [`DiskError::Full`] if any has none; those that had some keep it.
+    /// [`DiskError::Full`] if any has none; those that had some keep it. With [`Mirror::leave_full`] whoever has none goes out,
+    /// unless it is the last; one that is on its way back always does.
     pub fn allocate(&self, addr: Addr, blocks: u64) -> Result<(), DiskError> {
         assert!(addr.checked_add(blocks).is_some_and(|end| end <= self.geometry.blocks), "inside the volume");
         self.on_writable(1, "an allocation", &|_| Op::Allocate { addr, blocks })
@@ -114,6 +115,7 @@ impl Mirror {
     /// Check that every container is still there and unchanged, and ask how much space is left below.
     /// One that vanished, shrank or became another goes out; if it is the last one, writes fail from now on.
     pub fn check(&self) {
+        self.probe_idle();
         let lanes = self.lanes(ReplicaState::takes_writes);
         for (lane, outcome) in lanes.iter().zip(self.run_batch(&lanes, 1, "a check", &|_| Op::Check)) {
             match outcome {
@@ -260,6 +262,9 @@ impl Mirror {
                         self.count_done(lane.slot, flush);
                     }
                     done.push(lane.slot);
+                    if allocation && self.is_full(lane.slot) {
+                        self.has_room(&self.table.read(), lane.slot, "there is room again");
+                    }
                 }
                 Outcome::Failed(error) => {
                     // An allocation that finds no room has not damaged anything.
@@ -295,14 +300,20 @@ impl Mirror {
         let full = full.map(|(replica, error)| DiskError::Full { replica: *replica, detail: describe(what, error) });
         let takes_part = |slot: usize| self.state(slot) == ReplicaState::InSync;
         if self.any_in_sync(done) {
+            let mut refused = false;
             for (slot, error) in failed {
-                // While others have done it, one that cannot is behind; but room is asked for before it is needed.
-                if !(allocation && is_full(error)) && self.put_out(*slot, &describe(what, error)) == Leaving::Last {
+                // While others have done it, one that cannot is behind; but room is asked for before it is needed. One that
+                // is on its way back protects nothing yet, and is not to cost anybody anything.
+                let leaves = self.leaves_full() || self.state(*slot) == ReplicaState::Returning;
+                if allocation && is_full(error) && !leaves {
+                    self.has_no_room(*slot, &describe(what, error));
+                    refused = true;
+                } else if self.put_out(*slot, &describe(what, error)) == Leaving::Last {
                     return Err(self.latch(&describe(what, error)));
                 }
             }
             if self.any_in_sync(done) {
-                return if allocation { full.map_or(Ok(()), Err) } else { Ok(()) };
+                return full.filter(|_| refused).map_or(Ok(()), Err);
             }
         } else if let Some(full) = full
             && failed.iter().all(|(slot, error)| !takes_part(*slot) || is_full(error))

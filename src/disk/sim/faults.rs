@@ -6,6 +6,7 @@
 
 use crate::format::Addr;
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 impl Faults {
     /// Whether this write of block `addr` is the one to be lost.
@@ -86,6 +87,8 @@ pub struct Faults {
     pub hang: Fault,
     /// Only flushes get no answer until `release_hung`.
     pub hang_flushes: Fault,
+    /// Each request takes so long; nobody waits for it, it only says so.
+    pub takes: Duration,
     /// Blocks whose reading answers EIO until they are written again.
     pub unreadable: HashSet<Addr>,
     /// Blocks whose writing answers EIO.

@@ -51,6 +51,7 @@ fn format(grows: bool) -> Vec<Arc<SimDisk>> {
         since_ns: 1,
         synced_txg: 0,
         synced_version: 0,
+        missed: None,
         offline: false,
     };
     let root = Root {
@@ -69,6 +70,7 @@ fn format(grows: bool) -> Vec<Arc<SimDisk>> {
         space: pristine_top(&geometry),
         backed: if grows { 0 } else { all_backed(&geometry) },
         grow_zone: 0,
+        at_risk_since_ns: 0,
         members: vec![member(0), member(1)],
         chain: vec![Epoch { id: Uuid([9; 16]), first_version: 1 }],
         dead: vec![],

@@ -6,7 +6,7 @@ const S: u64 = 1_000_000_000;
 const A: Uuid = Uuid([1; 16]);
 const B: Uuid = Uuid([2; 16]);
 
-use EventState::{Absent, InSync, Missing, Out, Returning};
+use EventState::{Absent, InSync, Missing, Out, Returning, Slow};
 
 fn event(kind: EventKind, at_s: u64, numbers: [u64; 3]) -> Event {
     Event { numbers, ..Event::new(kind, at_s * S) }
@@ -60,8 +60,21 @@ fn a_replica_that_goes_and_returns_costs_the_service_nothing() {
     assert_eq!(triple(&b), (1900, 100, 1));
     assert_eq!((b.mtbf_ms, b.mttr_ms), (Some(1_900_000), Some(100_000)));
     assert_eq!((b.availability, b.nines), (Some(0.95), Some(1.30)));
-    assert_eq!(all.held_once_ms, 100_000);
+    assert_eq!((all.held_once_ms, all.at_risk_ms), (100_000, 100_000));
     assert_eq!(all.since_ns, 1000 * S);
+}
+
+#[test]
+fn who_is_slow_is_in_sync() {
+    let mut events = begun();
+    events.push(moved(B, 1500, InSync, Slow));
+    events.push(moved(B, 1600, Slow, InSync));
+    events.push(moved(B, 1700, InSync, Slow));
+    let all = figures(&events, 2000);
+    assert_eq!((triple(&of(&all, B)), all.held_once_ms, all.at_risk_ms), ((1000, 0, 0), 0, 0));
+    events.push(moved(B, 2000, Slow, Out));
+    let all = figures(&events, 2100);
+    assert_eq!((triple(&of(&all, B)), all.held_once_ms), ((1000, 100, 1), 100_000));
 }
 
 #[test]
@@ -73,7 +86,7 @@ fn time_unmounted_in_order_is_nobodys() {
     let all = figures(&events, 10_000);
     assert_eq!(triple(&all.reads), (1000, 0, 0));
     assert_eq!(triple(&of(&all, B)), (500, 500, 1), "it was missing at the mount, and still is");
-    assert_eq!(all.held_once_ms, 500_000);
+    assert_eq!((all.held_once_ms, all.at_risk_ms), (500_000, 500_000));
 }
 
 #[test]

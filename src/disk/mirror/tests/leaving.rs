@@ -65,6 +65,51 @@ fn raw_calls_reach_one_replica_and_failures_have_consequences() {
     assert!(matches!(rig.mirror.flush(), Err(DiskError::NoReplica(_))));
 }
 
+/// By choice it is left behind; the last one with room, and all of them together, are not.
+#[test]
+fn full_may_leave() {
+    // SEMANTICS: FULL-1
+    let rig = rig(2);
+    rig.mirror.leave_full(true);
+    rig.disks[1].faults(|f| f.full = true);
+    rig.mirror.allocate(2000, 100).unwrap();
+    let health = &rig.mirror.health()[1];
+    assert!(health.state == ReplicaState::Out && health.cause.starts_with("full:"), "{health:?}");
+    rig.disks[0].faults(|f| f.full = true);
+    assert!(matches!(rig.mirror.allocate(2200, 100), Err(DiskError::Full { replica: 0, .. })));
+    assert_eq!(rig.state(0), ReplicaState::InSync);
+    assert_eq!(rig.mirror.latched(), None);
+}
+
+/// Otherwise it stays, nobody gets more, and that is told once, as is its end.
+#[test]
+fn full_is_told() {
+    let rig = rig(2);
+    let told = || rig.mirror.listen(Duration::ZERO).0.iter().map(|one| one.what).collect::<Vec<_>>();
+    rig.disks[1].faults(|f| f.full = true);
+    for _ in 0..3 {
+        assert!(matches!(rig.mirror.allocate(2000, 100), Err(DiskError::Full { replica: 1, .. })));
+    }
+    assert!(rig.state(1) == ReplicaState::InSync && rig.mirror.health()[1].is_full);
+    assert_eq!(told(), [What::Full]);
+    rig.disks[1].faults(|f| f.full = false);
+    rig.mirror.allocate(2000, 100).unwrap();
+    assert!(!rig.mirror.health()[1].is_full);
+    assert_eq!(told(), [What::Room]);
+}
+
+/// One on its way back has no room: it goes, and nobody is told ENOSPC.
+#[test]
+fn full_and_returning_costs_nobody_anything() {
+    let rig = rig(2);
+    rig.mirror.set_out(1, "worn");
+    let disk = rig.world.disk(4096);
+    disk.faults(|f| f.full = true);
+    rig.mirror.start_returning(1, name(1), disk);
+    rig.mirror.allocate(2000, 100).unwrap();
+    assert_eq!(rig.state(1), ReplicaState::Out);
+}
+
 #[test]
 fn full_is_not_broken() {
     let rig = rig(2);

@@ -145,6 +145,7 @@ fn what_it_holds_is_read_from_both_roots() {
         since_ns: 0,
         synced_txg,
         synced_version,
+        missed: None,
     };
     let mut now = crate::format::root::tests::sample();
     (now.version, now.txg) = (50, 40);
