@@ -12,7 +12,7 @@ use std::io::Write;
 const FAILED: u8 = 8;
 
 /// What is waited for is told at once; everything else is in the report.
-fn tell_waiting() {
+pub(super) fn tell_waiting() {
     let mut builder = env_logger::Builder::new();
     builder.filter_module("stablefs::volume::beat", log::LevelFilter::Warn);
     builder.format(|out, record| writeln!(out, "stablefs: {}", record.args()));

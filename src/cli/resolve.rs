@@ -6,7 +6,7 @@
 
 use super::{ResolveArgs, progress_bar, task};
 use crate::daemon::report::shell_word;
-use crate::volume::resolve::{Host, KeepReport, Resolve, SaveReport, SideReport};
+use crate::volume::resolve::{KeepReport, Resolve, SaveReport, SideReport};
 use crate::world::{Machine, World};
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -27,6 +27,7 @@ struct Told {
 
 /// Compare, and decide where asked.
 pub(super) fn resolve(args: &ResolveArgs) -> Result<(), String> {
+    super::fsck::tell_waiting();
     let mut told = Told::default();
     let outcome = run(args, &mut told);
     if args.json && !told.histories.is_empty() {
@@ -65,8 +66,7 @@ fn run(args: &ResolveArgs, told: &mut Told) -> Result<(), String> {
         told.saved = save(&resolve, keep, directory, &world, args.json)?;
     }
     let bar = progress_bar("{msg} [{bar:40}] {percent}% of {len} blocks, {eta} left", Some(0), args.json);
-    let host = Host::machine(&resolve);
-    let kept = resolve.keep(keep, host, &mut |at| {
+    let kept = resolve.keep_here(keep, &mut |at| {
         bar.set_length(at.total.max(at.done));
         bar.set_position(at.done);
         bar.set_message(at.what.clone());

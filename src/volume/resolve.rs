@@ -14,6 +14,9 @@ mod save;
 
 pub use save::SaveReport;
 
+use super::beat::Use;
+use super::beat::opening::Opening;
+use super::beat::watch::{Patience, spots_of};
 use super::replace::back::{ReturnReport, bring_back, holds_until};
 use super::replace::overrule::overrule;
 use super::{EXAMINE_WAIT, close_all, open_paths, refused, sentence, witness};
@@ -22,12 +25,13 @@ use crate::disk::backing::Backing;
 use crate::disk::file::Mode;
 use crate::format::geometry::ROOT_SLOTS;
 use crate::format::item::Time;
-use crate::format::{Member, MemberState, Root, Txg};
+use crate::format::{Member, MemberState, Role, Root, Txg};
 use crate::store::commit::Force;
 use crate::store::history::ShrinkHook;
 use crate::store::recover::fork::{Side, parting, sides, speaker};
 use crate::store::recover::{self, LogEnd, OpenStore, Present, Report};
 use crate::store::{Store, StoreError, StoreOptions};
+use crate::sync::Mutex;
 use crate::world::{Machine, World, utc};
 use changes::{Change, Since, Watcher, changes, names, shown};
 use std::ops::ControlFlow;
@@ -81,7 +85,11 @@ pub struct KeepReport {
 }
 
 /// Where it runs.
-pub struct Host {
+pub struct Host<'a> {
+    /// Called with the winner's store before anything is written.
+    pub claim: &'a dyn Fn(&Store) -> Result<(), StoreError>,
+    /// Called with each of the others before anything is written to it.
+    pub admit: &'a dyn Fn(&Present) -> Result<(), StoreError>,
     /// Time and randomness.
     pub world: Arc<dyn World>,
     /// Version of the newest state that this host has seen; 0: none.
@@ -116,6 +124,10 @@ impl Resolve {
         if let Some((path, why)) = absent.first() {
             return refused(format!("{}; give the replicas that are there", sentence(path, why)));
         }
+        let mut resolve = resolve.look()?;
+        // Another host may use one of them.
+        let world: Arc<dyn World> = Arc::new(Machine);
+        Opening::look(&mut resolve.present, Use::Read, Patience::Wait, DEADLINE, &world)?;
         resolve.look()
     }
 
@@ -170,7 +182,8 @@ impl Resolve {
     /// Replicas that nothing has to be decided for, but which lack something.
     pub fn behind(&self) -> Vec<String> {
         let [side] = &self.sides[..] else { return Vec::new() };
-        let without = |at: &usize| !self.in_sync(side).contains(at);
+        let in_sync = self.in_sync(side);
+        let without = |at: &usize| !in_sync.contains(at) && !self.is_left_to_itself(side, &self.present[*at]);
         (0..self.present.len()).filter(without).map(|at| self.present[at].path.clone()).collect()
     }
 
@@ -301,9 +314,9 @@ impl Resolve {
     /// # Errors
     /// It cannot go on as the volume: nothing was written to the others. (What becomes of the others stands in the report.)
     pub fn keep(
-        self,
+        &self,
         keep: &Path,
-        host: Host,
+        host: Host<'_>,
         progress: &mut dyn FnMut(&Progress) -> bool,
     ) -> Result<KeepReport, StoreError> {
         let side = &self.sides[self.side_of(keep)?];
@@ -316,12 +329,17 @@ impl Resolve {
         if self.sides.len() > 1 {
             store.begin_above(self.highest().max(host.seen));
         }
+        (host.claim)(&store)?;
         store.resume(LogEnd::Proven, &mut Report::default())?;
         let mut report = KeepReport { kept: self.present[side.tip].path.clone(), ..KeepReport::default() };
         let in_sync = self.in_sync(side);
         for (at, other) in self.present.iter().enumerate().filter(|(at, _)| !in_sync.contains(at)) {
             let is_past = side.replicas.contains(&at);
-            match self.bring_up(&store, other, is_past, progress) {
+            if is_past && self.is_left_to_itself(side, other) {
+                continue;
+            }
+            let brought = (host.admit)(other).and_then(|()| self.bring_up(&store, other, is_past, progress));
+            match brought {
                 Ok(brought) => report.brought.push(brought),
                 Err(StoreError::Refused(why)) => report.left.push(why),
                 Err(error) => report.left.push(format!("{}: {error}", other.path)),
@@ -330,6 +348,47 @@ impl Resolve {
         store.commit(Force::Clean)?;
         report.version = store.durable_root().version;
         Ok(report)
+    }
+
+    /// As [`Resolve::keep`], on this machine: nothing is written while another host uses one of them.
+    ///
+    /// # Errors
+    /// As [`Resolve::keep`]; another host uses them.
+    pub fn keep_here(
+        &self,
+        keep: &Path,
+        progress: &mut dyn FnMut(&Progress) -> bool,
+    ) -> Result<KeepReport, StoreError> {
+        let side = &self.sides[self.side_of(keep)?];
+        let world: Arc<dyn World> = Arc::new(Machine);
+        let mut own: Vec<Present> = side.replicas.iter().map(|at| again(&self.present[*at])).collect();
+        let opening = Opening::look(&mut own, Use::Write, Patience::Wait, DEADLINE, &world)?;
+        if recover::choose(&own)?.root != side.root {
+            return refused(
+                "somebody has written to the volume meanwhile: see that it is not mounted, and begin again".into(),
+            );
+        }
+        let beating = Mutex::new(None);
+        let claim = |store: &Store| {
+            opening.claim(store)?;
+            *beating.lock() = Some(opening.beat_for(store.mirror())?);
+            Ok(())
+        };
+        let admit = |other: &Present| spots_of(&[again(other)]).into_iter().try_for_each(|spot| opening.admit(spot));
+        let volume = own[0].found.label.volume;
+        let paths = self.paths();
+        let host = Host {
+            claim: &claim,
+            admit: &admit,
+            world,
+            seen: witness::read(volume, EXAMINE_WAIT).map_or(0, |seen| seen.version()),
+            on_shrink: Some(Box::new(move |root| witness::write(root, &paths, EXAMINE_WAIT))),
+            store: StoreOptions::default(),
+        };
+        let result = self.keep(keep, host, progress);
+        drop(beating.lock().take());
+        opening.give_up();
+        result
     }
 
     /// One that this history calls in sync, and that is not here, may have gone on alone.
@@ -359,12 +418,15 @@ impl Resolve {
         }
         let members = store.durable_root().members;
         let Some(slot) = members.iter().position(|member| member.replica == label.replica) else {
-            return refused(format!(
-                "{}: another replica took its place in this history; it is not needed any more, and was left as it is",
-                other.path
-            ));
+            return refused(format!("{}: is not a replica of this volume any more", other.path));
         };
         bring_back(store, slot, other.path.clone(), other.backing.clone(), &other.found, progress)
+    }
+
+    /// One that is warm or cold follows by itself; one that was replaced or detached is no replica any more.
+    fn is_left_to_itself(&self, side: &Side, other: &Present) -> bool {
+        let member = side.root.members.iter().find(|member| member.replica == other.found.label.replica);
+        member.is_none_or(|member| member.role != Role::Hot || member.state == MemberState::Detached)
     }
 
     /// No root above this version stands on any replica.
@@ -431,20 +493,6 @@ impl Watcher for List<'_> {
 
 fn list_changes(own: &Store, other: &Store, since: Since, report: &mut SideReport) {
     let _more = changes(own, other, since, &mut List { store: own, report, leaves: 0 }).is_break();
-}
-
-impl Host {
-    /// This machine.
-    pub fn machine(resolve: &Resolve) -> Host {
-        let volume = resolve.present[0].found.label.volume;
-        let paths = resolve.paths();
-        Host {
-            world: Arc::new(Machine),
-            seen: witness::read(volume, EXAMINE_WAIT).map_or(0, |seen| seen.version()),
-            on_shrink: Some(Box::new(move |root| witness::write(root, &paths, EXAMINE_WAIT))),
-            store: StoreOptions::default(),
-        }
-    }
 }
 
 #[cfg(test)]

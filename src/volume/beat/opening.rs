@@ -89,6 +89,14 @@ impl Opening {
         Ok(())
     }
 
+    /// The replica at `spot`, which is none of those looked at, is to be written over by the volume that is ours.
+    ///
+    /// # Errors
+    /// Another host uses it.
+    pub fn admit(&self, spot: Spot) -> Result<(), StoreError> {
+        self.heart.admit(spot).map(drop)
+    }
+
     /// Beat on `mirror`, for as long as what is given back lives.
     ///
     /// # Errors

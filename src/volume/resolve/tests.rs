@@ -77,8 +77,15 @@ impl Split {
         Resolve::new(self.present(which)).unwrap()
     }
 
-    fn host(&self) -> Host {
-        Host { world: self.world.clone(), seen: 0, on_shrink: None, store: small() }
+    fn host(&self) -> Host<'static> {
+        Host {
+            claim: &|_| Ok(()),
+            admit: &|_| Ok(()),
+            world: self.world.clone(),
+            seen: 0,
+            on_shrink: None,
+            store: small(),
+        }
     }
 
     fn keep(&self, which: &[usize], keep: usize) -> Result<KeepReport, StoreError> {
