@@ -201,6 +201,10 @@ pub struct Root {
 }
 
 impl Root {
+    /// What this root says of `replica`, unless it is no member (any more).
+    pub fn member(&self, replica: Uuid) -> Option<&Member> {
+        self.members.iter().find(|member| member.replica == replica && member.state != MemberState::Detached)
+    }
     /// Blocks in all dead lists, as their heads say.
     pub fn dead_blocks(&self) -> u64 {
         self.dead.iter().fold(0, |sum, head| sum.saturating_add(head.blocks))

@@ -260,7 +260,9 @@ impl Store {
                     }
                     _ => {}
                 }
-                member.offline &= new != MemberState::Detached;
+                if new == MemberState::Detached {
+                    (member.offline, member.role) = (false, Role::Hot);
+                }
                 shrunk |= member.state == MemberState::InSync;
                 member.state = new;
                 member.since_version = version;

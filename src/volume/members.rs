@@ -8,9 +8,10 @@
 //! *Not here*: copying and proving (`replace`), slots (`disk::mirror`).
 
 use super::away::LET_GO;
+use super::beat::watch::Spot;
 use super::replace::{self, Place, ReplaceReport, resync};
 use super::status::shell_word;
-use super::{EXAMINE_WAIT, Volume, absolute, refused};
+use super::{EXAMINE_WAIT, Volume, absolute, close_all, refused};
 use crate::control::Progress;
 use crate::disk::backing::{Backing, BackingKind};
 use crate::disk::file::{self, CreateOptions, Inspection, Mode};
@@ -131,6 +132,13 @@ impl Volume {
         let nobody = usize::MAX;
         let is_member = found.label.as_ref().is_some_and(|l| health.iter().any(|h| h.name.uuid == l.replica));
         if force && !is_member {
+            // Also of another volume: whoever lives and writes there is not written over.
+            if found.label.is_some() && found.container {
+                let opened = file::open(&found.path, Mode::Write, None);
+                let backing = opened.map_err(|error| StoreError::Refused(error.to_string()))?;
+                self.not_used_elsewhere(&backing, found)?;
+                close_all(&[backing]);
+            }
             let blocks = if found.kind == BackingKind::Directory { 0 } else { self.label.geometry.blocks };
             let create = CreateOptions { blocks, replace: true, only_in: None };
             let opened = file::open(&found.path, Mode::Write, Some(create));
@@ -158,6 +166,7 @@ impl Volume {
         let slot = self.find_replica(which, &self.mirror.health())?;
         let (health, told) = leave(&self.store, slot)?;
         self.kept_away.lock().remove(&slot);
+        self.roles.lock().remove(&health.name.uuid);
         let told = told.unwrap_or_else(|| self.tell_at_its_place(&health));
         self.note_places();
         let report = self.detach_report(health.name.path, told);
@@ -188,7 +197,8 @@ impl Volume {
             if is_it && is_past { Ok(backing) } else { Err(std::io::Error::other("it is another one there")) }
         };
         let Ok(backing) = file::apart(TELL_WAIT, open) else { return false };
-        let told = tell(&self.store, &*backing, &health.name.path);
+        let spot = Spot { path: health.name.path.clone(), label: self.label.clone(), backing: backing.clone() };
+        let told = self.heart.admit(spot).is_ok() && tell(&self.store, &*backing, &health.name.path);
         backing.close();
         told
     }

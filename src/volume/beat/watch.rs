@@ -196,7 +196,7 @@ fn count_down(waiting: &[(String, Duration)], left: Duration, told: &mut Option<
             "{}. Waiting {seconds} s to see whether it lives (with force-owner it is not waited: only if you know that it is dead)",
             texts.join("; ")
         );
-    } else if *told != Some(seconds) && (seconds <= 10 || seconds % 10 == 0) {
+    } else if *told != Some(seconds) && (seconds <= 10 || seconds.is_multiple_of(10)) {
         ::log::warn!("{seconds} s left");
     }
     *told = Some(seconds);

@@ -75,8 +75,8 @@ pub struct ReturnReport {
 /// # Errors
 /// It is no member, or was written apart: why.
 pub fn holds_until(now: &Root, replica: Uuid, roots: &[(usize, Root)]) -> Result<Txg, String> {
-    let Some(member) = now.members.iter().find(|member| member.replica == replica) else {
-        return Err("is not a replica of this volume any more: another one took its place".into());
+    let Some(member) = now.member(replica) else {
+        return Err("is not a replica of this volume any more: it was detached, or another one took its place".into());
     };
     let Some((_, own)) = roots.first() else { return Ok(0) };
     let root = || format!("root {} of {}", own.version, crate::world::utc(own.time_ns));

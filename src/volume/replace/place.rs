@@ -151,11 +151,15 @@ impl Volume {
     }
 
     /// Whoever lives and writes there is not written over.
-    fn not_used_elsewhere(&self, backing: &Arc<dyn Backing>, found: &Inspection) -> Result<(), StoreError> {
+    pub(in crate::volume) fn not_used_elsewhere(
+        &self,
+        backing: &Arc<dyn Backing>,
+        found: &Inspection,
+    ) -> Result<(), StoreError> {
         let label = found.label.clone().unwrap_or_else(|| self.label.clone());
         let spot = Spot { path: found.path.display().to_string(), label, backing: backing.clone() };
         let admitted = self.heart.admit(spot).map(drop);
-        admitted.inspect_err(|_| close_all(&[backing.clone()]))
+        admitted.inspect_err(|_| close_all(std::slice::from_ref(backing)))
     }
 
     /// Whether a root of this volume proves itself there.
