@@ -32,6 +32,7 @@ use crate::store::recover::{self, LogEnd, OpenStore, Present, Report};
 use crate::store::{Store, StoreError, StoreOptions};
 use crate::sync::Instant;
 use crate::sync::Mutex;
+use crate::sync::atomic::AtomicU64;
 use crate::world::{Machine, World};
 use beat::opening::Opening;
 use beat::watch::Patience;
@@ -139,6 +140,8 @@ pub struct Volume {
     /// Long work that is under way.
     work: Mutex<Option<&'static str>>,
     /// Slots that were sent away.
+    /// Repairs that failed before a scrub proved everything.
+    forgiven: AtomicU64,
     kept_away: Mutex<BTreeSet<usize>>,
     /// Who is not hot.
     roles: Mutex<BTreeMap<Uuid, follow::Tracked>>,
@@ -429,6 +432,7 @@ impl Volume {
             found_as,
             recorder: Mutex::new(None),
             work: Mutex::new(None),
+            forgiven: AtomicU64::new(0),
             kept_away: Mutex::new(kept_away),
             roles: Mutex::new(roles),
             following: Mutex::new(()),

@@ -19,6 +19,7 @@ use crate::store::walk::fixed::FixedProof;
 use crate::store::walk::{Part, Piece, Sink};
 use crate::store::{Store, StoreError, check};
 use crate::sync::Instant;
+use crate::sync::atomic::Ordering;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -468,6 +469,11 @@ impl Volume {
         let _alone = self.begin_work("scrub")?;
         let report = run(&self.store, progress);
         ::log::info!("scrub: {report}");
+        let is_whole = report.complete && report.healed == report.detected;
+        if is_whole && report.lost + report.failed + report.unproven == 0 {
+            // What a repair could not do before, somebody has done.
+            self.forgiven.store(self.heal_failed(), Ordering::Relaxed);
+        }
         self.note_scrub(&report);
         Ok(report)
     }

@@ -9,6 +9,7 @@ use super::risk::{self, Risk};
 use crate::disk::backing::BackingKind;
 use crate::disk::{ReplicaHealth, ReplicaState};
 use crate::format::{Role, Root, Uuid};
+use crate::sync::atomic::Ordering;
 use serde::{Deserialize, Serialize};
 
 /// State of a volume.
@@ -189,6 +190,11 @@ impl Volume {
         }
     }
 
+    /// Repairs that failed since the mount.
+    pub(super) fn heal_failed(&self) -> u64 {
+        self.mirror.health().iter().map(|health| health.counters.heal_failed).sum()
+    }
+
     fn judge(&self, replicas: &[ReplicaStatus]) -> (String, String, Option<String>) {
         let is = |r: &&ReplicaStatus, state: ReplicaState| r.state == state.name();
         let in_sync = replicas.iter().filter(|r| is(r, ReplicaState::InSync)).count();
@@ -236,7 +242,8 @@ impl Volume {
         }
         let slow = replicas.iter().find(|r| r.pace.slow_since_ns > 0).map(slowness).unwrap_or_default();
         let healed: u64 = replicas.iter().map(|r| r.healed).sum();
-        let unhealed: u64 = replicas.iter().map(|r| r.heal_failed).sum();
+        let failed: u64 = replicas.iter().map(|r| r.heal_failed).sum();
+        let unhealed = failed.saturating_sub(self.forgiven.load(Ordering::Relaxed));
         if unhealed > 0 {
             let meaning = format!("{unhealed} damaged blocks could not be healed");
             return ("damaged".into(), meaning, Some("stablefs scrub MOUNTPOINT".into()));

@@ -15,6 +15,7 @@ mod disks;
 mod drill;
 mod events;
 mod everyday;
+mod failures;
 mod files;
 mod heavy;
 mod members;

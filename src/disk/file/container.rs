@@ -170,6 +170,11 @@ impl Container {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(put) => put,
                 Err(Errno::INTR) => continue,
+                // What the kernel says behind the end of a device, and of a thin one that is full.
+                Err(Errno::NOSPC) if !self.grows() => {
+                    self.check_length()?;
+                    return Err(Errno::NOSPC.into());
+                }
                 Err(error) => return Err(error.into()),
             };
             at += put as u64;

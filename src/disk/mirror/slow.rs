@@ -263,7 +263,7 @@ impl Mirror {
         if self.paces.slow.load(Ordering::Relaxed) == 0 || blocks > READ_BLOCKS_MAX {
             return;
         }
-        let is_due = self.paces.reads.fetch_add(1, Ordering::Relaxed) % PROBE_EVERY == 0;
+        let is_due = self.paces.reads.fetch_add(1, Ordering::Relaxed).is_multiple_of(PROBE_EVERY);
         self.probe(lanes, addr, blocks as u32, is_due);
     }
 
