@@ -3,7 +3,7 @@
 //! *Guarantees*: no write begins later than [`Heart::lease`] after the last time when every replica that takes writes was
 //! seen to bear nobody else's heartbeat, and got ours; whoever takes over waits longer than that for one that it does not
 //! know to be dead (`watch`). Who finds another one's heartbeat writes nothing from then on: the mirror is stopped,
-//! the store latched. A machine that was paused looks before it writes. *Assumes*: what one host writes, the other reads
+//! the store latched. A machine that was paused looks before it writes. Warm and cold replicas bear none of ours: they are looked at before each time they follow. *Assumes*: what one host writes, the other reads
 //! within a few seconds (`O_DIRECT` on a SAN or an NFS export does; clocks need not agree); writes that were submitted land
 //! within an interval.
 //! *Fails when*: another owner is seen, or a write fails as any write can. A block that cannot be read or proves nothing is

@@ -4,6 +4,7 @@ use super::bed::{Bed, Said, can_mount, shell};
 use stablefs::format::geometry::BEAT_AT;
 use stablefs::format::{BLOCK, Beat, BeatState, Label, Uuid};
 use std::cell::Cell;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -176,6 +177,9 @@ fn a_living_owner_elsewhere_is_named_and_nothing_is_done() {
         refused(bed.mount_of(&[&bed.b], "degraded"), 1);
         refused(bed.fsck("-n"), 8);
         refused(bed.fsck("-y"), 8);
+        let keep =
+            ["resolve", "--keep"].map(OsStr::new).into_iter().chain([&bed.a, &bed.a, &bed.b].map(|at| at.as_os_str()));
+        refused(bed.stablefs(keep), 1);
         drop(stop);
     });
     assert!(before == (content(&bed.a), content(&bed.b)), "a command that was refused wrote to a replica");

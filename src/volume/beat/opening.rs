@@ -12,7 +12,7 @@ use super::{Beating, Heart, Use, machine_clock};
 use crate::disk::Mirror;
 use crate::disk::backing::Backing;
 use crate::disk::file::Mode;
-use crate::store::recover::{self, Present};
+use crate::store::recover::{self, Found, Present};
 use crate::store::{Store, StoreError};
 use crate::sync::Mutex;
 use crate::volume::{EXAMINE_WAIT, close_all, open_paths, refused};
@@ -33,11 +33,17 @@ pub fn check_unused(paths: &[PathBuf], world: &dyn World) -> Result<(), StoreErr
     seen.map(drop)
 }
 
+fn newest_of(found: &Found) -> u64 {
+    found.roots.first().map_or(0, |(_, root)| root.version)
+}
+
 /// A volume that is being opened.
 pub struct Opening {
     heart: Arc<Heart>,
     seen: Seen,
     spots: Vec<Spot>,
+    /// Versions of the newest roots there.
+    newest: Vec<u64>,
     usage: Use,
     claimed: Mutex<Option<Arc<Mirror>>>,
 }
@@ -59,7 +65,9 @@ impl Opening {
         let seen = watch_present(&session, present, patience)?;
         let volume = present[0].found.label.volume;
         let heart = Heart::new(session, volume, usage, deadline, world.clone(), machine_clock());
-        Ok(Opening { heart: Arc::new(heart), seen, spots: spots_of(present), usage, claimed: Mutex::new(None) })
+        let newest = present.iter().map(|one| newest_of(&one.found)).collect();
+        let spots = spots_of(present);
+        Ok(Opening { heart: Arc::new(heart), seen, spots, newest, usage, claimed: Mutex::new(None) })
     }
 
     /// The volume is ours from now on. `store` has not written anything.
@@ -70,16 +78,16 @@ impl Opening {
         *self.claimed.lock() = Some(store.mirror().clone());
         self.heart.claim(store.mirror(), &self.seen)?;
         if self.usage == Use::Write && self.seen.elsewhere {
-            self.check_unwritten(store.durable_root().version)?;
+            self.check_unwritten()?;
         }
         Ok(())
     }
 
-    /// Whether the newest root is still the one that was chosen.
-    fn check_unwritten(&self, chosen: u64) -> Result<(), StoreError> {
-        for spot in &self.spots {
+    /// Whether the newest root of each is still the one from which was chosen.
+    fn check_unwritten(&self) -> Result<(), StoreError> {
+        for (spot, newest) in self.spots.iter().zip(&self.newest) {
             let Ok(found) = recover::examine(&*spot.backing, EXAMINE_WAIT) else { continue };
-            if found.roots.first().is_some_and(|(_, root)| root.version > chosen) {
+            if newest_of(&found) > *newest {
                 return refused(format!(
                     "{}: another host has written to this volume just now; see that it is unmounted there, then try again",
                     spot.path

@@ -260,6 +260,10 @@ fn only_one_who_may_live_is_waited_for() {
     assert!(!at_once("an earlier boot of this host").elsewhere);
     stand(&Beat { boot: session(1).boot, process: u32::MAX, ..foreign() });
     assert!(!at_once("a process that has ended").elsewhere);
+    let let_go = Beat { state: BeatState::Released, sequence: 9, ..foreign() };
+    stand(&foreign());
+    rig.disks[0].poke(BEAT_AT, block(&let_go.encode(volume)));
+    assert!(at_once("its other replica says that it has let go").elsewhere);
     stand(&foreign());
     let (seen, took) = watched(&rig, || ());
     let seen = seen.unwrap();

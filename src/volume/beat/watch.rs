@@ -9,6 +9,7 @@
 //! |---|---|---|
 //! | zeros | a volume made before there were heartbeats, or a new replica | opened at once |
 //! | released | nobody uses it | opened at once |
+//! | running, of an owner that has let go of another replica | this one was out by then | opened at once |
 //! | running, of a process of this boot that has ended, or of an earlier boot of this host | its owner is dead | opened at once |
 //! | running, of anybody else | its owner may live | waited for; refused if anything changes |
 //! | something that proves nothing | the block was damaged; a living owner would mend it with its next heartbeat | as above |
@@ -135,7 +136,8 @@ pub fn watch(me: &Session, spots: &[Spot], patience: Patience) -> Result<Seen, S
     let mut last = look(spots);
     let mut waited = false;
     let suspects = |last: &[Found]| {
-        let all = spots.iter().zip(last).filter_map(|(spot, found)| Some((spot, found, wait_for(me, found)?)));
+        let all = spots.iter().zip(last).filter(|(_, found)| !has_let_go(found, last));
+        let all = all.filter_map(|(spot, found)| Some((spot, found, wait_for(me, found)?)));
         all.map(|(spot, found, wait)| (tell_of(spot, found), wait)).collect::<Vec<_>>()
     };
     let (began, mut told) = (Instant::now(), None);
@@ -180,6 +182,12 @@ pub fn watch(me: &Session, spots: &[Spot], patience: Patience) -> Result<Seen, S
         last.into_iter().filter_map(|found| if let Found::Beat(beat) = found { Some(beat) } else { None }).collect();
     let elsewhere = beats.iter().any(|beat| me.is_elsewhere(beat));
     Ok(Seen { beats, waited, elsewhere })
+}
+
+/// Whether its owner has let go of the volume, as another replica says: this one was out, or not in sync, by then.
+fn has_let_go(found: &Found, all: &[Found]) -> bool {
+    let Found::Beat(beat) = found else { return false };
+    all.iter().any(|other| matches!(other, Found::Beat(last) if lets_go(beat, last)))
 }
 
 /// Whether the owner that was waited for has ended in order meanwhile.
