@@ -301,6 +301,7 @@ struct Stop {
 /// A heart that beats, on a thread of its own, until this is dropped.
 pub struct Beating {
     stop: Arc<Stop>,
+    usage: Use,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -315,7 +316,7 @@ impl Beating {
         on_taken: impl Fn(&StoreError) + Send + 'static,
     ) -> Result<Beating, StoreError> {
         let stop = Arc::new(Stop { wanted: Mutex::new(false), changed: Condvar::new() });
-        let stopped = stop.clone();
+        let (stopped, usage) = (stop.clone(), heart.usage);
         let work = move || {
             let (mut pause, mut told) = (SETTLE / 2, String::new());
             while !stopped.is_wanted(pause) {
@@ -337,7 +338,7 @@ impl Beating {
         };
         let thread = crate::sync::thread::Builder::new().name("stablefs-beat".into()).spawn(work);
         let thread = thread.map_err(|error| StoreError::Failed(format!("cannot start a thread: {error}")))?;
-        Ok(Beating { stop, thread: Some(thread) })
+        Ok(Beating { stop, usage, thread: Some(thread) })
     }
 }
 
@@ -356,7 +357,8 @@ impl Drop for Beating {
     fn drop(&mut self) {
         *self.stop.wanted.lock() = true;
         self.stop.changed.notify_all();
-        if let Some(thread) = self.thread.take() {
+        // One that only reads may hang with the last disk, and nothing has to wait for it.
+        if let Some(thread) = self.thread.take().filter(|_| self.usage == Use::Write) {
             let _ = thread.join(); // it has ended in any case
         }
     }
