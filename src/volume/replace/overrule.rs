@@ -1,7 +1,7 @@
 //! Overrule: a replica that was written apart gives up its own history, by a person's word, and gets what the volume holds.
 //!
-//! *Guarantees*: nothing of it is written over before a durable root of the others calls it out, with nothing known of what
-//! it holds, and before that root is durable on it and its own are void: from then on it is one that is behind, alone too.
+//! *Guarantees*: nothing of it is written over before a durable root of the others calls it returning, with nothing known of
+//! what it holds, and before that root is durable on it and its own are void: from then on it is one that is behind, alone too.
 //! Every block in use is compared, read from its medium and proven before a root calls it in sync. It may be cut at
 //! any write and begun again, also by a usual return (invariant 7). One that was warm or cold is hot from then on.
 //! *Assumes*: the versions to come lie above every root on it (invariant 11); a person chose. *Fails when*: it fails on the way:
