@@ -21,7 +21,7 @@
 use crate::format::Uuid;
 use crate::format::event::{Event, EventKind, EventState};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How well something was available.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -65,7 +65,7 @@ pub struct Availability {
     pub writes: Figures,
     /// Mounted while only one replica was in sync, ms.
     pub held_once_ms: u64,
-    /// Mounted while not all replicas were in sync, ms. With two of them it is the same.
+    /// Mounted while not all replicas were in sync that are not warm or cold now, ms. With two hot ones it is the same.
     #[serde(default)]
     pub at_risk_ms: u64,
     /// By replica.
@@ -81,6 +81,8 @@ pub struct Now {
     pub path: String,
     /// Its state.
     pub state: EventState,
+    /// Warm or cold.
+    pub follows: bool,
 }
 
 /// Time on one clock, ns.
@@ -129,6 +131,8 @@ struct Count {
     held_once: u64,
     at_risk: u64,
     replicas: BTreeMap<Uuid, Track>,
+    /// Warm or cold now: behind because somebody wants it.
+    followers: BTreeSet<Uuid>,
 }
 
 impl Count {
@@ -146,7 +150,7 @@ impl Count {
             (false, false) => self.writes.up += passed,
         }
         let (mut in_sync, mut away) = (0, 0);
-        for track in self.replicas.values_mut().filter(|track| track.is_counted) {
+        for (replica, track) in self.replicas.iter_mut().filter(|(_, track)| track.is_counted) {
             match track.state {
                 state if state.is_in_sync() => {
                     track.tally.up += passed;
@@ -155,7 +159,7 @@ impl Count {
                 EventState::Absent => {}
                 _ => {
                     track.tally.down += passed;
-                    away += 1;
+                    away += u64::from(!self.followers.contains(replica));
                 }
             }
         }
@@ -218,6 +222,7 @@ pub fn availability<'e>(
     let mut count = Count::default();
     let Some(first) = events.clone().next() else { return Availability::default() };
     count.at = first.time_ns;
+    count.followers = replicas.iter().filter(|now| now.follows).map(|now| now.replica).collect();
     count.is_mounted = !matches!(first.kind, EventKind::Mounted | EventKind::Recovered);
     for event in events.clone().filter(|event| event.kind == EventKind::State) {
         let was = || Track {

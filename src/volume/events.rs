@@ -15,7 +15,7 @@ use super::availability::{self, Availability, Now};
 use super::scrub::ScrubReport;
 use crate::disk::{Happened, Mirror, ReplicaHealth, ReplicaState, What};
 use crate::format::event::{EVENT_SEQUENCE_END, EVENTS_MAX, Event, EventKind, EventState, decode, event_key};
-use crate::format::{ItemKind, Key, ORPHANS, Uuid};
+use crate::format::{ItemKind, Key, ORPHANS, Role, Uuid};
 use crate::store::{Need, Store, StoreError, check};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Instant, Mutex, thread};
@@ -513,7 +513,12 @@ impl Volume {
         let now: Vec<Now> = health
             .into_iter()
             .filter(ReplicaHealth::is_member)
-            .map(|h| Now { replica: h.name.uuid, path: h.name.path, state: state_of(h.state) })
+            .map(|h| Now {
+                replica: h.name.uuid,
+                state: state_of(h.state),
+                follows: self.role(h.name.uuid) != Role::Hot,
+                path: h.name.path,
+            })
             .collect();
         let ring = recorder.shared.ring.lock();
         availability::availability(ring.events.iter().map(|(_, event)| event), now_ns(&self.store), &now)

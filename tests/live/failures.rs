@@ -115,7 +115,6 @@ fn forms() -> Vec<Form> {
             strike: Blow::Script("rm b/replica/stablefs.data"),
             cause: "container",
             mend: Blow::Script("true"),
-            returns: false,
             ..form
         },
         Form {
@@ -456,7 +455,7 @@ fn judge(form: &Form, ground: &Ground, load: &Load, filled: u64) {
 /// Goal: whatever happens to one side, applications go on, and it comes back.
 #[test]
 fn heavy_each_form_of_failure() {
-    // SEMANTICS: DEG-1, DEG-2, DEG-3, RET-1, RISK-1, FULL-1
+    // SEMANTICS: DEG-1, DEG-2, DEG-3, RET-1, RISK-1, FULL-1, SPACE-3
     if !can_fail() {
         return;
     }

@@ -18,7 +18,7 @@ fn moved(replica: Uuid, at_s: u64, from: EventState, to: EventState) -> Event {
 }
 
 fn now() -> [Now; 2] {
-    [(A, "/a"), (B, "/b")].map(|(replica, path)| Now { replica, path: path.into(), state: InSync })
+    [(A, "/a"), (B, "/b")].map(|(replica, path)| Now { replica, path: path.into(), state: InSync, follows: false })
 }
 
 fn figures(events: &[Event], now_s: u64) -> Availability {
@@ -87,6 +87,9 @@ fn time_unmounted_in_order_is_nobodys() {
     assert_eq!(triple(&all.reads), (1000, 0, 0));
     assert_eq!(triple(&of(&all, B)), (500, 500, 1), "it was missing at the mount, and still is");
     assert_eq!((all.held_once_ms, all.at_risk_ms), (500_000, 500_000));
+    let mut now = now();
+    now[1].follows = true;
+    assert_eq!(availability(events.iter(), 10_000 * S, &now).at_risk_ms, 0, "a warm one is behind because it is to be");
 }
 
 #[test]
