@@ -112,6 +112,9 @@ mod tests {
         let rig = Rig::new(1, 2);
         let (store, _) = rig.open(false).unwrap();
         let mirror = store.mirror();
+        // The one that is filled serves no reads.
+        rig.disks[1].faults(|faults| faults.gone = true);
+        store.commit(Force::Always).unwrap();
         let pace = Pace::new(mirror, 1, 0);
         assert_eq!(due(&pace, mirror, 4096), Duration::ZERO, "nobody is there");
         write(&store, 20, 0, 3, 1).unwrap();

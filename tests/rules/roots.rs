@@ -136,8 +136,6 @@ pub struct Rules {
     pub held_before: bool,
     /// An old copy holds less than that.
     pub old_copy: bool,
-    /// Not even what its own newest root reaches: that root may have been its alone.
-    pub old_copy_before: bool,
     /// That it holds less is in a root before its own roots, which told so, are void.
     pub note_held: bool,
 }
@@ -169,7 +167,6 @@ pub const RULES: Rules = Rules {
     back_skipped: true,
     held_before: true,
     old_copy: true,
-    old_copy_before: true,
     note_held: true,
 };
 
@@ -314,7 +311,7 @@ pub fn holds(rules: &Rules, now: &Root, at: usize, own: Option<&Root>) -> Option
     }
     Some(match (in_own, called) {
         (Some(_), Some(State::InSync)) if own.version >= held.version || !rules.old_copy => held.ops,
-        (Some(_), Some(State::InSync)) => held.ops & if rules.old_copy_before { own.before } else { own.ops },
+        (Some(_), Some(State::InSync)) => held.ops & own.before,
         (Some(i), _) => held.ops & own.held[i].ops,
         (None, _) => 0,
     })

@@ -226,7 +226,7 @@ pub struct Ghost {
     pub fooled: bool,
     /// Disks with a fault that leaves no trace on them: a lost write, old content.
     pub hidden: u8,
-    /// As `fooled`, by one of these.
+    /// As `fooled`, by one of these; or another fault had struck beside.
     pub duped: bool,
     /// Two disks were struck at a time, at some time.
     pub two: bool,

@@ -1,7 +1,7 @@
 //! Mounting: what opening would find, the choice or the refusal, the daemon that comes of it, and the promises that a
 //! granted mount keeps or breaks.
 
-use super::{Daemon, Mode, Phase, Place, Record, Seat, World, Write, Wrong};
+use super::{Daemon, Disk, Mode, Phase, Place, Record, Seat, World, Write, Wrong};
 use crate::roots::{Choice, Found, Ops, Refusal, Root, Rules, Slot, State, Witness, choose, left_behind};
 
 impl World {
@@ -139,9 +139,14 @@ impl World {
     fn judge_mount(&mut self, rules: &Rules, choice: &Choice, which: &[usize], present: &[usize], mode: Mode) {
         let shows = self.shows(choice, which);
         let in_sync = World::in_sync_disks(choice, which);
+        // Old content does not know who joined since.
+        let labelled = self.disks.iter().filter(|disk| disk.id.is_some());
+        let newest = labelled.filter_map(Disk::newest).max_by_key(|root| root.version);
+        let mut in_sync_now = choice.root.in_sync();
+        in_sync_now.extend(newest.map(|root| root.in_sync()).unwrap_or_default());
         let absent: Vec<usize> = (0..self.disks.len())
             .filter(|i| !present.contains(i))
-            .filter(|i| self.disks[*i].id.is_some_and(|id| choice.root.in_sync().contains(&id)))
+            .filter(|i| self.disks[*i].id.is_some_and(|id| in_sync_now.contains(&id)))
             .collect();
         absent.into_iter().for_each(|disk| self.strike(disk, false));
         if choice.missing > 0 && mode == Mode::Normal {
@@ -149,7 +154,8 @@ impl World {
         }
         let silent = present.iter().any(|d| self.ghost.silent >> d & 1 == 1);
         self.ghost.fooled |= silent && choice.missing > 0;
-        self.ghost.duped |= choice.missing > 0 && present.iter().any(|d| self.ghost.hidden >> d & 1 == 1);
+        self.ghost.duped |=
+            (choice.missing > 0 || self.ghost.two) && present.iter().any(|d| self.ghost.hidden >> d & 1 == 1);
         let lacks = self.ghost.acked & !shows != 0;
         if mode == Mode::AcceptStale {
             // A person gave up what this does not show.
@@ -166,8 +172,10 @@ impl World {
         if !closed || seen.iter().any(|a| seen.iter().any(|b| a < b && !ordered(*a, *b))) {
             self.wrong(Wrong::TwoHistories);
         }
-        let there = which.iter().flat_map(|d| self.disks[*d].slots.iter().filter_map(Slot::root));
-        let known = there.fold(0, |ops, root| ops | root.ops);
+        // One that was only on its way back has roots, too; what they reach was never whole on it.
+        let says = |d: &usize, root: &Root| self.disks[*d].id.is_some_and(|id| root.in_sync().contains(&id));
+        let there = which.iter().flat_map(|d| self.disks[*d].slots.iter().filter_map(Slot::root).map(move |r| (d, r)));
+        let known = there.filter(|(d, root)| says(d, root)).fold(0, |ops, (_, root)| ops | root.ops);
         if known & self.ghost.ever & !shows != 0 && !(rules.version_free && self.ghost.fooled) {
             self.wrong(Wrong::Merged);
         }

@@ -1,7 +1,8 @@
 //! Returning: one that was away comes back with its own roots and blocks, renounces, takes writes, is sent what it missed, joins.
 
 use super::{Job, Phase, Resync, Seat, Stage, World, Write, Wrong};
-use crate::roots::{Ops, Rules, Slot, holds};
+use crate::roots::{Ops, Root, Rules, Slot, State, holds};
+use std::sync::Arc;
 
 impl World {
     /// What the replica of `seat` on `disk` holds, if it is taken back: `back::may_return`.
@@ -19,7 +20,10 @@ impl World {
     /// `back::bring_back` begins.
     pub fn begin_return(&mut self, rules: &Rules, seat: usize, disk: usize) -> Option<()> {
         let since = self.may_return(rules, seat, disk)?;
-        let own = self.disks[disk].newest().cloned();
+        // What one had that was only on its way back was never whole.
+        let id = self.disks[disk].id;
+        let whole = |root: &&Arc<Root>| id.is_some_and(|id| root.members.contains(&(id, State::InSync)));
+        let own = self.disks[disk].newest().filter(whole).cloned();
         let shows = own.map_or(0, |root| {
             let later = self.replayed(&root, &[disk]).into_iter().filter(|record| record.txg > root.txg);
             later.fold(root.ops, |ops, record| ops | record.ops)
@@ -74,6 +78,10 @@ impl World {
         } else {
             found.pending.clear();
         }
+        // Data of the open group may be written at any time, before the root is, over all that nobody here needs.
+        let daemon = self.daemon();
+        let ours = daemon.root.ops | daemon.delta;
+        self.disks[disk].pending.push(Write::Data(0, ours));
         let daemon = self.daemon();
         daemon.seats[resync.seat].2 = Seat::Returning;
         daemon.changed = true;
