@@ -136,8 +136,6 @@ pub struct Rules {
     pub held_before: bool,
     /// An old copy holds less than that.
     pub old_copy: bool,
-    /// That it holds less is in a root before its own roots, which told so, are void.
-    pub note_held: bool,
 }
 
 /// The product's.
@@ -167,7 +165,6 @@ pub const RULES: Rules = Rules {
     back_skipped: true,
     held_before: true,
     old_copy: true,
-    note_held: true,
 };
 
 /// A replica that is there: identity and slots.

@@ -64,9 +64,7 @@ impl World {
             root.held[seat] = Held::default();
         }
         let coming = daemon.resync.filter(|resync| resync.since.is_some());
-        if let (Job::Note, Some(Resync { seat, since: Some(since), .. })) = (job, coming)
-            && rules.note_held
-        {
+        if let (Job::Note, Some(Resync { seat, since: Some(since), .. })) = (job, coming) {
             root.held[seat].ops = since;
         }
         let last = if rules.held_before { daemon.root.ops } else { root.ops };

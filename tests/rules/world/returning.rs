@@ -30,7 +30,7 @@ impl World {
         });
         let daemon = self.daemon();
         let ours = daemon.root.ops | daemon.delta;
-        let notes = rules.announce || rules.note_held && daemon.root.held[seat].ops != since;
+        let notes = rules.announce || daemon.root.held[seat].ops != since;
         daemon.seats[seat].1 = Some(disk);
         let id = daemon.seats[seat].0;
         daemon.resync = Some(Resync { seat, takes: seat, id, stage: Stage::Told, since: Some(since) });
