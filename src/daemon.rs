@@ -140,6 +140,7 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
         deadline: job.options.deadline,
         full_leaves: job.options.full_leaves,
         lag: job.options.lag,
+        slow_becomes_warm: job.options.slow_becomes_warm,
         store: StoreOptions { resync_rate: job.options.resync_rate, ..StoreOptions::default() },
     };
     let volume = Volume::open(&replicas, &open).map_err(|error| say(&error))?;
@@ -195,7 +196,7 @@ fn start(job: &Job) -> Result<(Running, Option<PathBuf>), String> {
     start_reclaim(filesystem, stopping.clone());
     if job.options.takes_back {
         returning::start(service.clone(), stopping.clone());
-        following::start(service.clone(), job.options.lag, stopping.clone());
+        following::start(service.clone(), job.options.lag.time, stopping.clone());
     }
     Ok((Running { volume, session, mounted, service, server, events, stopping, hook }, Some(log)))
 }

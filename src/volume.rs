@@ -17,6 +17,7 @@ pub mod replace;
 pub mod resolve;
 pub mod risk;
 pub mod scrub;
+pub mod slowed;
 pub mod status;
 pub mod witness;
 
@@ -96,7 +97,9 @@ pub struct OpenOptions {
     /// Longest wait for one call; a replica gets 40 % of it for one request.
     pub deadline: Duration,
     /// How far a warm replica may be behind.
-    pub lag: Duration,
+    pub lag: Lag,
+    /// A slow replica becomes warm, and hot again later.
+    pub slow_becomes_warm: bool,
     /// A replica without room for new data is left behind, as long as another one has some.
     pub full_leaves: bool,
     /// Store behaviour beside `read_only`.
@@ -111,10 +114,26 @@ impl Default for OpenOptions {
             accept_stale: false,
             force_owner: false,
             deadline: Duration::from_secs(5),
-            lag: Duration::from_secs(10),
+            lag: Lag::default(),
+            slow_becomes_warm: false,
             full_leaves: false,
             store: StoreOptions::default(),
         }
+    }
+}
+
+/// How far a warm replica may be behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lag {
+    /// In time.
+    pub time: Duration,
+    /// In bytes that it misses.
+    pub bytes: Option<u64>,
+}
+
+impl Default for Lag {
+    fn default() -> Lag {
+        Lag { time: Duration::from_secs(10), bytes: None }
     }
 }
 
@@ -147,6 +166,8 @@ pub struct Volume {
     roles: Mutex<BTreeMap<Uuid, follow::Tracked>>,
     /// One follows at a time.
     following: Mutex<()>,
+    /// Who was made warm for being slow.
+    slowed: Mutex<slowed::Slowed>,
     /// Slots whose container was seen to be deleted.
     deleted: Mutex<BTreeMap<usize, anew::Deleted>>,
 }
@@ -436,6 +457,7 @@ impl Volume {
             kept_away: Mutex::new(kept_away),
             roles: Mutex::new(roles),
             following: Mutex::new(()),
+            slowed: Mutex::default(),
             deleted: Mutex::default(),
         };
         if !options.read_only {

@@ -3,6 +3,7 @@
 //! *Guarantees*: what is not understood is refused by name; nothing is guessed. *Assumes*: nothing.
 //! *Fails when*: a text means nothing: one line for the user. *Order*: none. *Not here*: clap's part (`cli`).
 
+use crate::volume::Lag;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
@@ -10,8 +11,8 @@ use std::time::Duration;
 
 /// Deadline of a backing, unless asked otherwise.
 pub const DEADLINE_DEFAULT: Duration = Duration::from_secs(5);
-/// How far a warm replica may be behind.
-pub const LAG_DEFAULT: Duration = Duration::from_secs(10);
+/// The least that a warm replica may miss.
+const LAG_BYTES_MIN: u64 = 1 << 20;
 /// Requests served at once, unless asked otherwise.
 pub const THREADS_DEFAULT: usize = 8;
 /// Most and fewest threads that can be asked for.
@@ -35,7 +36,9 @@ pub struct MountOptions {
     /// `deadline=5s`: how long a backing may take.
     pub deadline: Duration,
     /// `lag=`: how far a warm replica may be behind.
-    pub lag: Duration,
+    pub lag: Lag,
+    /// `slow=warm`: a slow replica becomes warm, and hot again later; else (`slow=keep`) it stays hot.
+    pub slow_becomes_warm: bool,
     /// `fsname=`: source in the table of mounts.
     pub fsname: Option<String>,
     /// `subtype=`.
@@ -77,7 +80,8 @@ impl Default for MountOptions {
             force_owner: false,
             allow_other: None,
             deadline: DEADLINE_DEFAULT,
-            lag: LAG_DEFAULT,
+            lag: Lag::default(),
+            slow_becomes_warm: false,
             fsname: None,
             subtype: "stablefs".into(),
             writeback: false,
@@ -130,7 +134,7 @@ const KERNELS: &[&str] = &["blksize", "group_id", "max_read", "user_id"];
 
 /// Every option that means something, for the error text.
 const KNOWN: &str = "ro, rw, degraded, accept_stale, force-owner, allow_other, deadline=, fsname=, subtype=, writeback, threads=, noatime, log=, \
-                     on-event=, lag=, return, noreturn, resync-rate=, full=, foreground, dev, nodev, suid, nosuid, exec, noexec, remount";
+                     on-event=, lag=, return, noreturn, resync-rate=, full=, slow=, foreground, dev, nodev, suid, nosuid, exec, noexec, remount";
 
 /// What to do with options that nobody knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,9 +202,16 @@ fn parse_word(word: &str, options: &mut MountOptions) -> Result<bool, String> {
         ("threads", Some(value)) => options.threads = parse_threads(value)?,
         ("log", Some(value)) if !value.is_empty() => options.log = Some(PathBuf::from(value)),
         ("on-event", Some(value)) if !value.is_empty() => options.on_event = Some(PathBuf::from(value)),
-        ("lag", Some(value)) => options.lag = parse_time("lag", value)?,
+        ("lag", Some(value)) => options.lag = parse_lag(value, options.lag)?,
+        ("slow", Some("warm")) => options.slow_becomes_warm = true,
+        ("slow", Some("keep")) => options.slow_becomes_warm = false,
+        ("slow", Some(value)) => return Err(format!("option slow={value}: give slow=keep or slow=warm")),
         ("resync-rate", Some(value)) => options.resync_rate = parse_rate(value)?,
-        ("deadline" | "lag" | "fsname" | "full" | "subtype" | "threads" | "log" | "on-event" | "resync-rate", _) => {
+        (
+            "deadline" | "lag" | "slow" | "fsname" | "full" | "subtype" | "threads" | "log" | "on-event"
+            | "resync-rate",
+            _,
+        ) => {
             return Err(format!("option {name} needs a value: -o {name}=…"));
         }
         _ => return Ok(false),
@@ -248,6 +259,18 @@ fn parse_subtype(text: &str) -> Result<String, String> {
 /// Not a duration, or not from 100 ms to an hour.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     parse_time("deadline", text)
+}
+
+/// A time, or a size; the other one stays as it was.
+fn parse_lag(text: &str, lag: Lag) -> Result<Lag, String> {
+    match (parse_time("lag", text), parse_size(text)) {
+        (Ok(time), _) => Ok(Lag { time, ..lag }),
+        (Err(_), Ok(bytes)) if bytes >= LAG_BYTES_MIN && !text.ends_with('m') => Ok(Lag { bytes: Some(bytes), ..lag }),
+        (Err(_), Ok(_)) if text.ends_with(['K', 'M', 'G', 'T', 'B']) => {
+            Err(format!("lag {text} is out of range; give 1M or more"))
+        }
+        (Err(why), _) => Err(why),
+    }
 }
 
 fn parse_time(what: &str, text: &str) -> Result<Duration, String> {
@@ -375,7 +398,7 @@ mod tests {
     fn a_list_as_fstab_has_it() {
         let options = parse(
             "defaults,nofail,_netdev,user,user=bob,x-systemd.requires-mounts-for=/d1,comment=hi,ro,degraded,deadline=500ms,\
-             fsname=a\\,b,writeback,threads=16,noatime,nodev,nosuid,noexec,allow_other,log=/tmp/l,on-event=/usr/bin/a\\,b,subtype=",
+             fsname=a\\,b,writeback,threads=16,noatime,nodev,nosuid,noexec,allow_other,log=/tmp/l,lag=2m,lag=64M,slow=warm,on-event=/usr/bin/a\\,b,subtype=",
         )
         .unwrap();
         assert!(options.read_only && options.degraded && options.writeback && options.no_access_times);
@@ -386,6 +409,8 @@ mod tests {
         assert_eq!(options.log.as_deref(), Some(std::path::Path::new("/tmp/l")));
         assert_eq!(options.on_event.as_deref(), Some(std::path::Path::new("/usr/bin/a,b")));
         assert_eq!(options.subtype, "");
+        assert_eq!(options.lag, Lag { time: Duration::from_secs(120), bytes: Some(64 << 20) });
+        assert!(options.slow_becomes_warm && !parse("slow=warm,slow=keep").unwrap().slow_becomes_warm);
         assert!(parse("full=out").unwrap().full_leaves && !parse("full=out,full=enospc").unwrap().full_leaves);
         assert!(!parse("ro,rw").unwrap().read_only);
         assert_eq!(parse("").unwrap(), MountOptions::default());
@@ -404,6 +429,9 @@ mod tests {
             ("threads=x", "threads=x"),
             ("full=maybe", "full=enospc or full=out"),
             ("full", "needs a value"),
+            ("lag=9K", "1M or more"),
+            ("lag=soon", "not a duration"),
+            ("slow=cold", "slow=keep or slow=warm"),
             ("log=", "needs a value"),
             ("on-event", "needs a value"),
             ("resync-rate", "needs a value"),

@@ -71,6 +71,7 @@ pub fn start(service: Arc<Service>, lag: Duration, stopping: Arc<AtomicBool>) {
     let turns = Turns::default();
     let work = move || {
         while !stopping.load(Ordering::Relaxed) {
+            service.mind_the_slow();
             for (role, away, rests) in due(service.followers(), &turns, Instant::now()) {
                 attempt(&service, (role, away, rests), lag, &turns, &stopping);
             }
@@ -89,7 +90,9 @@ fn due(followers: Vec<(Role, Away)>, turns: &Turns, now: Instant) -> Vec<(Role, 
     for (role, away) in followers {
         let turn =
             turns.entry(away.slot).or_insert(Turn { next: now, pause: PAUSE_MIN, busy: false, rests_until: None });
-        if !turn.busy && now >= turn.next {
+        // By bytes, if not by time; but not one that has just failed.
+        let hurries = away.hurries && turn.pause == PAUSE_MIN;
+        if !turn.busy && (now >= turn.next || hurries) {
             turn.busy = true;
             due.push((role, away, turn.rests_until.is_some_and(|until| now < until)));
         }
@@ -100,7 +103,7 @@ fn due(followers: Vec<(Role, Away)>, turns: &Turns, now: Instant) -> Vec<(Role, 
 /// How long it rests after this, and nothing where the pause is to grow.
 fn rest(role: Role, came: &Came, lag: Duration) -> Option<Duration> {
     match (role, came) {
-        (Role::Warm, Came::Up) => Some(lag / 2),
+        (Role::Warm | Role::Slowed, Came::Up) => Some(lag / 2),
         (_, Came::Up | Came::Rests) | (Role::Cold, Came::Gone) => Some(PAUSE_MIN),
         _ => None,
     }

@@ -244,6 +244,14 @@ impl Service {
         if role == Role::Hot { self.online(replica, progress) } else { Ok(json!({})) }
     }
 
+    /// Have slow replicas become warm, and hot again, if that is wanted.
+    pub(super) fn mind_the_slow(&self) {
+        let Some(volume) = self.volume.try_read() else { return };
+        if let Some(volume) = volume.as_ref() {
+            volume.mind_the_slow();
+        }
+    }
+
     /// Who follows, and how it is kept.
     pub(super) fn followers(&self) -> Vec<(Role, Away)> {
         let Some(volume) = self.volume.try_read() else { return Vec::new() };

@@ -28,7 +28,7 @@
 //! | 224 | 8 | space: no zone below this one lacks space below |
 //! | 232 | 8 | since when not every member is in sync, ns since 1970; 0: all are, or not known |
 //! | 240 | 16 | reserved, zero |
-//! | 256 | 4 × 64 | members: replica 16, state 1, role 1 (1 hot, 2 warm, 3 cold), flags 1, reserved 5, since version 8, since ns 8, synced group 8, synced version 8, missed 8 |
+//! | 256 | 4 × 64 | members: replica 16, state 1, role 1 (1 hot, 2 warm, 3 cold, 4 slowed), flags 1, reserved 5, since version 8, since ns 8, synced group 8, synced version 8, missed 8 |
 //! | 512 | 64 × 24 | chain of epochs, oldest first: id 16 (all ones: forgotten epochs), first version 8 |
 //! | 2048 | 32 × 64 | dead lists, oldest first: first group 8, last group 8, pointer 32, blocks 8, reserved 8 |
 
@@ -78,6 +78,8 @@ pub enum Role {
     Warm = 2,
     /// Follows when it is attached.
     Cold = 3,
+    /// Was hot and too slow: kept as a warm one until it is tried again.
+    Slowed = 4,
 }
 
 impl Role {
@@ -89,7 +91,7 @@ impl Role {
     pub fn name(self) -> &'static str {
         match self {
             Role::Hot => "hot",
-            Role::Warm => "warm",
+            Role::Warm | Role::Slowed => "warm",
             Role::Cold => "cold",
         }
     }
@@ -364,6 +366,7 @@ fn decode_members(bytes: &[u8], count: usize) -> Result<Vec<Member>, Corrupt> {
             1 => Role::Hot,
             2 => Role::Warm,
             3 => Role::Cold,
+            4 => Role::Slowed,
             _ => return reject(WHAT, "has members in known roles"),
         };
         require(bytes[at + 18] <= 1, WHAT, "has members with no unknown flag")?;

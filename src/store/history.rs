@@ -144,8 +144,10 @@ impl Store {
     /// The replica in `slot` is kept as `role`; unless that is hot, it is out with it. Durable. False: it is the last one in
     /// sync, and stays as it was.
     pub(crate) fn set_role(&self, slot: usize, role: Role) -> Result<bool, StoreError> {
+        let why = if role == Role::Slowed { ", for it is slow" } else { "" };
+        let cause = format!("made {}{why}", role.name());
         self.change_root(|mirror, root| {
-            let may = role == Role::Hot || mirror.send_out(slot, &format!("made {}", role.name()));
+            let may = role == Role::Hot || mirror.send_out(slot, &cause);
             if let Some(member) = root.members.get_mut(slot).filter(|_| may) {
                 member.role = role;
             }

@@ -53,6 +53,8 @@ pub struct Away {
     heart: Arc<Heart>,
     /// Its container was deleted.
     pub(super) deleted: Option<Deleted>,
+    /// It follows, and is behind by more than half of what it may miss.
+    pub hurries: bool,
     /// It went out because it was full: room that it needs before it is worth trying again.
     needs_bytes: u64,
 }
@@ -188,7 +190,12 @@ impl Volume {
         let health = self.mirror.health().into_iter();
         let free = health.filter(|h| is_away(h) && h.in_flight == 0 && !kept_away.contains(&h.slot));
         let with_role = free.map(|h| (self.role(h.name.uuid), h)).filter(|(role, _)| *role != Role::Hot);
-        with_role.map(|(role, h)| (role, self.as_away(h))).collect()
+        let root = self.store.named_root();
+        let hurries = |h: &ReplicaHealth| {
+            let missed = risk::missed_bytes(h, &root).unwrap_or(0);
+            self.options.lag.bytes.is_some_and(|most| missed > most / 2)
+        };
+        with_role.map(|(role, h)| (role, Away { hurries: hurries(&h), ..self.as_away(h) })).collect()
     }
 
     /// Keep the replica `which` (path or slot number) as `role`, from now on. A hot one that becomes warm or cold is in sync no
@@ -201,9 +208,13 @@ impl Volume {
             return Err(StoreError::ReadOnly);
         }
         let slot = self.find_replica(which, &self.mirror.health())?;
+        self.set_role_of(slot, role)
+    }
+
+    pub(super) fn set_role_of(&self, slot: usize, role: Role) -> Result<(), StoreError> {
         let _alone = self.begin_work("change of replicas")?;
         let Some(name) = self.mirror.health().into_iter().find(|h| h.slot == slot).map(|h| h.name) else {
-            return refused(format!("{which}: there is no such replica any more"));
+            return refused(format!("{slot}: there is no such replica any more"));
         };
         if self.role(name.uuid) == role {
             return Ok(());
@@ -238,6 +249,7 @@ impl Volume {
             heart: self.heart.clone(),
             deleted: self.deleted_in(health.slot, health.name.uuid),
             needs_bytes: 0,
+            hurries: false,
         }
     }
 

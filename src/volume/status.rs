@@ -274,7 +274,7 @@ impl Volume {
             if let Some(why) = &one.follow_failure {
                 meaning += &format!(" ({why})");
                 let is_late = one.role == Role::Warm.name()
-                    && one.lag_ms.is_none_or(|ms| u128::from(ms) > self.options.lag.as_millis());
+                    && one.lag_ms.is_none_or(|ms| u128::from(ms) > self.options.lag.time.as_millis());
                 if is_late {
                     action = Some(format!("stablefs online MOUNTPOINT {}", name_of(one)));
                 }

@@ -1,4 +1,4 @@
-//! Recovery, log replay, replace, return, attach, detach, scrub and repair, each cut at every write and flush, and run again.
+//! Recovery, log replay, replace, return, follow, attach, detach, scrub and repair, each cut at every write and flush, and run again.
 //!
 //! *Guarantees*: [`cut_everywhere`] proves invariant 7 (after any cut the procedure, run again, ends in the same state) and
 //! invariant 8 (no block has fewer correct copies than before, not even for a moment). *Assumes*: the procedure is
@@ -9,10 +9,10 @@ use super::tape::{Crashes, Outcome, Tape, fingerprint, record};
 use super::twin::{damage, wanted};
 use super::{Covered, Ground, Sequence, prepared, seed_of, setup};
 use crate::disk::ReplicaName;
-use crate::disk::backing::Op as Request;
+use crate::disk::backing::{Backing, Op as Request};
 use crate::disk::sim::{CrashPlan, Image, Random, SimDisk};
 use crate::format::item::Dirent;
-use crate::format::{Inode, ItemKind, Key, MemberState, ROOT_INO, Uuid};
+use crate::format::{Inode, ItemKind, Key, MemberState, ROOT_INO, Role, Uuid};
 use crate::simulate::copies::Copies;
 use crate::simulate::driver::Driver;
 use crate::simulate::judge::same;
@@ -23,6 +23,7 @@ use crate::store::recover::{Report as Opened, examine};
 use crate::store::space::Class;
 use crate::store::walk::Part;
 use crate::store::{Need, Store};
+use crate::volume::follow::follow;
 use crate::volume::fsck::{self, FsckOptions, FsckReport};
 use crate::volume::members::leave;
 use crate::volume::replace::back::bring_back;
@@ -54,6 +55,8 @@ pub enum Procedure {
     ReplaceInSync,
     /// Recovery, then the second disk, which is out, returns with what it missed; a scrub finds nothing.
     Return,
+    /// Recovery, then the second disk is made warm, follows, is made hot and returns; a scrub finds nothing.
+    Follow,
     /// Recovery, then this disk becomes one more replica, and scrub.
     Attach(usize),
     /// Recovery, then the replica of this disk and slot is one no more, and scrub.
@@ -94,6 +97,7 @@ impl Procedure {
             }
             Procedure::ReplaceOut | Procedure::ReplaceInSync => self.replace(&store, &ground)?,
             Procedure::Return => Procedure::bring_back(&store, &ground, 1, 1)?,
+            Procedure::Follow => Procedure::follow(&store, &ground)?,
             Procedure::Attach(disk) => Procedure::attach(&store, &ground, disk)?,
             Procedure::Detach(slot) => Procedure::detach(&store, slot)?,
         }
@@ -143,6 +147,21 @@ impl Procedure {
             return Err("it was detached and is a member".into());
         }
         Procedure::scrub(store)
+    }
+
+    fn follow(store: &Store, ground: &Ground) -> Result<(), String> {
+        store.set_role(1, Role::Warm).map_err(text)?;
+        store.mirror().release(1);
+        let backing = ground.disks[1].reopen();
+        let found = examine(&*backing, Duration::from_secs(1))?;
+        let (report, now) = follow(store, 1, (&disk_path(1), &*backing, &found), None, &mut |_| true).map_err(text)?;
+        backing.close();
+        let root = store.durable_root();
+        if report.lost > 0 || now.txg != root.txg || root.members[1].synced_txg != now.txg {
+            return Err(format!("it followed to group {} of {}: {report:?}", now.txg, root.txg));
+        }
+        store.set_role(1, Role::Hot).map_err(text)?;
+        Procedure::bring_back(store, ground, 1, 1)
     }
 
     fn bring_back(store: &Store, ground: &Ground, slot: usize, disk: usize) -> Result<(), String> {
@@ -462,6 +481,8 @@ fn replaces(whole: &[Image]) -> Result<Vec<Start>, String> {
         start("ReplaceEmpty", Procedure::ReplaceOut, vec![survivor.clone(), Image::default()], 60),
         start("ReplaceBehind", Procedure::ReplaceOut, vec![survivor.clone(), behind.clone()], 60),
         start("ReturnBehind", Procedure::Return, vec![survivor.clone(), behind.clone()], 20),
+        start("FollowBehind", Procedure::Follow, vec![survivor.clone(), behind.clone()], 20),
+        start("Follow", Procedure::Follow, whole.to_vec(), 20),
         start("ReturnOld", Procedure::Return, vec![survivor, whole[1].clone()], 20),
         start("ReplaceLast", Procedure::ReplaceOut, vec![hurt, behind], 60),
         start("ReplaceInSync", Procedure::ReplaceInSync, [whole, &[Image::default()]].concat(), 60),
