@@ -12,10 +12,10 @@
 use super::buffer::{Buf, Slice};
 use crate::format::Addr;
 use crate::sync::Instant;
+use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::sync::{Condvar, Mutex};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// One request to a medium.

@@ -101,7 +101,8 @@ fn a_replica_taken_away_is_told_and_remembered() {
     assert_eq!(figures(&status, &bed.a)["outages"], 0);
     let all = &status["availability"];
     assert!(all["held_once_ms"].as_u64() >= Some(1000), "{all:#}");
-    // SEMANTICS: RISK-1; both clocks began with the same event.
+    // SEMANTICS: RISK-1
+    // Both clocks began with the same event.
     let risk = &status["risk"];
     let since = |one: &Value| one.as_u64().unwrap() / 1_000_000;
     assert!(since(&risk["since_ns"]).abs_diff(since(&out["time_ns"])) < 1000, "{risk:#}\n{out:#}");
