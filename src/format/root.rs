@@ -26,7 +26,7 @@
 //! | 212 | 4 | dead lists (0 to 32) |
 //! | 216 | 8 | space: blocks of zones that have space below on every replica |
 //! | 224 | 8 | space: no zone below this one lacks space below |
-//! | 232 | 8 | since when not every member is in sync, ns since 1970; 0: all are, or not known |
+//! | 232 | 8 | since when not every hot member is in sync, ns since 1970; 0: all are, or not known |
 //! | 240 | 16 | reserved, zero |
 //! | 256 | 4 × 64 | members: replica 16, state 1, role 1 (1 hot, 2 warm, 3 cold, 4 slowed), flags 1, reserved 5, since version 8, since ns 8, synced group 8, synced version 8, missed 8 |
 //! | 512 | 64 × 24 | chain of epochs, oldest first: id 16 (all ones: forgotten epochs), first version 8 |

@@ -32,7 +32,7 @@ use crate::format::root::{DEAD_LISTS_MAX, DeadHead};
 use crate::format::{Addr, BlockPtr, Key, Root, Txg, Uuid};
 use crate::sync::MutexGuard;
 use crate::sync::atomic::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 
 /// Blocks of nodes that wait before they are written: 4 MiB.
@@ -84,6 +84,8 @@ pub struct RootState {
     pub coming: Option<usize>,
     /// Blocks that the group being published made and kept: what a replica misses that goes out in it.
     pub grown: u64,
+    /// The same of the last groups, oldest first.
+    pub made: VecDeque<(Txg, u64)>,
     /// Slots in which something stands that proves nothing on a replica, to be put in order by recovery.
     pub damaged: [bool; crate::format::geometry::ROOT_SLOTS],
     /// Told before anything is acknowledged with fewer replicas.
@@ -487,6 +489,7 @@ impl Store {
         root.mount_count = roots.root.mount_count;
         root.at_risk_since_ns = roots.root.at_risk_since_ns;
         roots.grown = grown.count(&mut root, roots.root.txg, self.label.geometry.blocks);
+        super::risk::remember(&mut roots, txg);
         self.write_root(&mut roots, root)?;
         roots.fork_next = false;
         let committed = Arc::new(Committed { root: roots.root.clone(), fence_ino });

@@ -16,6 +16,7 @@ use crate::disk::buffer::{Buf, Slice};
 use crate::disk::{Left, Mirror, ReplicaState};
 use crate::format::geometry::ROOT_SLOTS;
 use crate::format::{Member, MemberState, REPLICAS_MAX, Role, Root, Txg, Uuid};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Called with a root that names fewer replicas, before anything is acknowledged without them.
@@ -94,7 +95,7 @@ impl Store {
 
     /// A durable root says of the replica in `slot`, which is not in sync, up to which group it holds everything.
     pub(crate) fn note_synced(&self, slot: usize, synced: Txg) -> Result<(), StoreError> {
-        self.change_root(|_, root| (root.members[slot].synced_txg, root.members[slot].missed) = (synced, None))
+        self.change_root(|_, root| risk::holds(&mut root.members[slot], synced, &VecDeque::new()))
     }
 
     fn say_coming(&self, coming: Option<usize>, holds: Option<(usize, Txg)>) -> Result<(usize, Root), StoreError> {
@@ -102,10 +103,7 @@ impl Store {
         state.coming = coming;
         let mut root = state.root.clone();
         if let Some((slot, synced)) = holds {
-            let member = &mut root.members[slot];
-            if member.synced_txg != synced {
-                (member.synced_txg, member.missed) = (synced, None);
-            }
+            risk::holds(&mut root.members[slot], synced, &VecDeque::new());
         }
         let written = self.write_root(&mut state, root).map(|()| (state.newest_slot, state.root.clone()));
         drop(state);
@@ -120,13 +118,14 @@ impl Store {
         if self.newest_root().1.members.get(slot).is_none_or(|member| member.synced_txg == synced) {
             return Ok(());
         }
-        self.change_root(|_, root| {
-            // Where a group was committed since, what it made is not known to be missed before the next follow.
-            let missed = if root.txg == synced { Some(0) } else { None };
-            if let Some(member) = root.members.get_mut(slot).filter(follows) {
-                (member.synced_txg, member.missed) = (synced, missed);
-            }
-        })
+        let mut state = self.root.lock();
+        let mut root = state.root.clone();
+        if let Some(member) = root.members.get_mut(slot).filter(follows) {
+            risk::holds(member, synced, &state.made);
+        }
+        let written = self.write_root(&mut state, root);
+        drop(state);
+        written.inspect_err(|error| self.fail(error))
     }
 
     /// A person sends the replica in `slot` away: it is out; `remembered` by the next mounts, too. Durable. False: it is the
@@ -348,6 +347,7 @@ impl RootState {
             fork_next: false,
             coming: None,
             grown: 0,
+            made: VecDeque::new(),
             damaged,
             on_shrink: None,
         }

@@ -15,10 +15,16 @@
 //! | goes out between groups | 0 |
 //! | is away, or returning | grows by what each group made, less what it freed of that |
 //! | turns out to hold less than was thought | not known: everything is |
+//! | is warm or cold, and follows | at most what the groups since then made, or what it missed before |
 
+use super::commit::RootState;
 use super::space::Span;
 use crate::format::dead::Run;
-use crate::format::{Member, MemberState, Root, Txg};
+use crate::format::{Member, MemberState, Role, Root, Txg};
+use std::collections::VecDeque;
+
+/// Groups whose growth is remembered.
+const GROUPS_MAX: usize = 64;
 
 /// How a group changes what is in use.
 pub(super) struct Grown {
@@ -48,10 +54,29 @@ impl Grown {
     }
 }
 
-/// Note since when not all members are in sync.
+/// Note what the group `txg`, which is about to be published, made.
+pub(super) fn remember(state: &mut RootState, txg: Txg) {
+    if state.made.len() == GROUPS_MAX {
+        state.made.pop_front();
+    }
+    state.made.push_back((txg, state.grown));
+}
+
+/// `member`, which is not in sync, holds everything up to group `synced`. Of what the groups `made` since it may miss all; where it holds
+/// more than before, it misses no more than before.
+pub(super) fn holds(member: &mut Member, synced: Txg, made: &VecDeque<(Txg, u64)>) {
+    let since: u64 = made.iter().filter(|(txg, _)| *txg > synced).map(|(_, blocks)| blocks).sum();
+    let counted = made.front().filter(|(first, _)| *first <= synced + 1).map(|_| since);
+    let before = member.missed.filter(|_| synced >= member.synced_txg && member.synced_txg > 0);
+    member.missed = [counted, before].into_iter().flatten().min();
+    member.synced_txg = synced;
+}
+
+/// Note since when not all hot members are in sync.
 pub(super) fn note_since(root: &mut Root) {
-    let is_away = |member: &&Member| !matches!(member.state, MemberState::InSync | MemberState::Detached);
-    let away = root.members.iter().filter(is_away);
+    // Warm and cold ones are behind because somebody wants it.
+    let is_away = |member: &&Member| matches!(member.state, MemberState::Out | MemberState::Returning);
+    let away = root.members.iter().filter(is_away).filter(|member| member.role == Role::Hot);
     root.at_risk_since_ns = match (away.map(|member| member.since_ns).min(), root.at_risk_since_ns) {
         (None, _) => 0,
         // A volume that was degraded before this was noted.

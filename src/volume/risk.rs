@@ -11,17 +11,18 @@
 //! | in sync | everything |
 //! | out of a state that a root knows | all but what was born since |
 //! | returning | the same: what it has been sent is not counted before it is in sync |
+//! | warm or cold | what was born up to the state that it follows; it is not at risk for that |
 //! | nothing is known of it | nothing |
 
 use crate::disk::{ReplicaHealth, ReplicaState};
-use crate::format::{BLOCK, MemberState, Root};
+use crate::format::{BLOCK, MemberState, Role, Root};
 use serde::{Deserialize, Serialize};
 
 /// What the death of a replica would take with it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Risk {
-    /// Since when not all replicas are in sync, ns since 1970; 0: all are.
+    /// Since when not all hot replicas are in sync, ns since 1970; 0: all are.
     pub since_ns: u64,
     /// Bytes in use that one replica alone holds, if all that are away come back with what they had. At most; exact where one
     /// replica is away and not yet returning.
@@ -49,13 +50,15 @@ pub(super) fn missed_bytes(health: &ReplicaHealth, root: &Root) -> Option<u64> {
 /// The risk of a volume whose newest root is `root`, with `used` bytes in use.
 pub(super) fn risk(health: &[ReplicaHealth], root: &Root, used: u64) -> Risk {
     // One that is attached to take the place of another is nobody's copy yet.
-    let members = || health.iter().filter(|h| h.slot < root.members.len());
+    let members = || health.iter().filter(|h| h.slot < root.members.len() && h.is_member());
+    // Warm and cold ones are behind because somebody wants it.
+    let is_hot = |h: &&ReplicaHealth| root.members[h.slot].role == Role::Hot;
     let away = || members().filter(|h| h.state != ReplicaState::InSync);
-    let missed = || away().map(|h| missed_bytes(h, root).map_or(used, |bytes| bytes.min(used)));
-    let Some(most) = missed().max() else { return Risk::default() };
+    let missed = |h: &ReplicaHealth| missed_bytes(h, root).map_or(used, |bytes| bytes.min(used));
+    let Some(most) = away().filter(is_hot).map(missed).max() else { return Risk::default() };
     let in_sync = members().filter(|h| h.state == ReplicaState::InSync).count();
-    let least = missed().min().unwrap_or(most);
-    let newest = away().map(|h| h.since_ns).min().unwrap_or(0);
+    let least = away().map(missed).min().unwrap_or(most);
+    let newest = away().filter(is_hot).map(|h| h.since_ns).min().unwrap_or(0);
     Risk {
         since_ns: if root.at_risk_since_ns > 0 { root.at_risk_since_ns } else { newest },
         held_once_bytes: if in_sync <= 1 { least } else { 0 },

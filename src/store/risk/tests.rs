@@ -99,6 +99,21 @@ fn what_is_not_known_stays_so_and_nothing_goes_below_zero() {
 }
 
 #[test]
+fn one_that_follows_misses_what_was_made_since() {
+    let mut member = sample().members[0];
+    (member.state, member.synced_txg, member.missed) = (MemberState::Out, 5, Some(40));
+    let made: VecDeque<(Txg, u64)> = [(7, 10), (8, 3), (9, 4)].into();
+    holds(&mut member, 7, &made);
+    assert_eq!((member.synced_txg, member.missed), (7, Some(7)));
+    holds(&mut member, 8, &VecDeque::new());
+    assert_eq!(member.missed, Some(7), "no more than before");
+    holds(&mut member, 5, &made);
+    assert_eq!(member.missed, None, "of group 6 nothing is known");
+    holds(&mut member, 9, &made);
+    assert_eq!(member.missed, Some(0));
+}
+
+#[test]
 fn the_time_at_risk_begins_once_and_ends_when_all_are_in_sync() {
     let mut root = sample();
     note_since(&mut root);
