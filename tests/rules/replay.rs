@@ -39,8 +39,12 @@ pub struct Replay {
     unflushed: Vec<bool>,
     /// Of these: with roots or records.
     awaited: Vec<bool>,
+    /// Version of the last root that the code wrote to each disk.
+    given: Vec<u64>,
     granted: Option<Result<(u64, usize, usize, u64), Refusal>>,
     mode: Mode,
+    /// The mount is asked for a former replica alone.
+    former: bool,
     /// The last verification put somebody out; that is declared with the next root.
     verified_out: bool,
     cutting: bool,
@@ -103,8 +107,10 @@ impl Replay {
             records: HashMap::new(),
             unflushed: vec![false; stands.len()],
             awaited: vec![false; stands.len()],
+            given: vec![0; stands.len()],
             granted: None,
             mode: Mode::Normal,
+            former: false,
             verified_out: false,
             cutting: false,
             witness: None,

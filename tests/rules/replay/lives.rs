@@ -12,6 +12,8 @@ impl Replay {
             self.world.disks[*disk].gone = false;
         }
         let judged = self.world.judge(&RULES, present, mode);
+        // A person may look at what a former replica held when it was in sync: those are none for the model.
+        self.former = mode == Mode::AcceptStale && matches!(judged, Err(Refusal::NoneInSync));
         self.granted = Some(judged.map(|(choice, which)| {
             let there = which.len() - choice.members.iter().filter(|(_, in_sync)| *in_sync).count();
             let records = self.world.records(&choice, &which) as u64;
@@ -37,6 +39,7 @@ impl Replay {
     }
 
     pub(super) fn see_refused(&mut self, text: &str) -> Checked {
+        self.former = false;
         let why = [
             ("split brain", Refusal::Forked),
             ("was left behind: the volume went on", Refusal::LeftBehind),
@@ -92,6 +95,7 @@ impl Replay {
         let cut = std::mem::take(&mut self.cutting);
         self.world.daemon = None;
         self.granted = None;
+        self.former = false;
         // Disks can be dead before the daemon is: it may have written down a root that it could not write.
         self.world.witness = self.witness.clone();
         for (i, stand) in stands.iter().enumerate() {

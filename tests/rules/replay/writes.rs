@@ -15,6 +15,9 @@ fn pending(world: &mut World) -> impl Iterator<Item = &mut Write> {
 
 impl Replay {
     pub(super) fn see_root(&mut self, disk: usize, slot: usize, real: &RealRoot, fate: Fate) -> Checked {
+        if self.former {
+            return says(BEYOND.into());
+        }
         let found = self.root(real);
         if !self.lanes().contains(&disk) && !matches!(self.phase(), Ok(Phase::Blank)) {
             self.settle()?;
@@ -49,6 +52,7 @@ impl Replay {
             let copy = Arc::new(self.known(&found));
             self.world.disks[disk].pending.push(Write::Root(slot, copy));
         }
+        self.given[disk] = found.version;
         self.fate(disk, fate, |write| matches!(write, Write::Root(s, _) if *s == slot));
         Ok(())
     }
@@ -330,7 +334,14 @@ impl Replay {
             Fate::Failed | Fate::Hung => self.world.disks[disk].gone = true,
             Fate::Cut => return Ok(()),
         }
+        // The code gives a root to those in sync, flushes it, and then gives it to one that returns.
+        let given = |replay: &Replay, disk: usize| match replay.phase() {
+            Ok(Phase::Root(_, root, _)) => replay.given[disk] == root.version,
+            Ok(Phase::Record(_)) => true,
+            _ => false,
+        };
+        let is_done = self.lanes().into_iter().all(|lane| given(self, lane) && !self.awaited[lane]);
         let waits = matches!(self.phase(), Ok(Phase::Root(..) | Phase::Record(_)));
-        if waits && self.lanes().into_iter().all(|lane| !self.awaited[lane]) { self.settle() } else { Ok(()) }
+        if waits && is_done { self.settle() } else { Ok(()) }
     }
 }

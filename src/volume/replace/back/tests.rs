@@ -368,6 +368,7 @@ fn metadata_is_sent_before_data() {
     let zones = store.label().geometry.zones_at;
     let kinds: Vec<bool> = written.lock().iter().filter(|a| **a >= zones).map(|a| data.0.contains(a)).collect();
     let first = kinds.iter().position(|is_data| *is_data).expect("data was sent");
-    assert!(first >= 2 && kinds.len() >= first + 8, "{kinds:?}, {report:?}");
+    // Of eight blocks the first one was committed alone, in its item.
+    assert!(first >= 2 && kinds.len() >= first + 7, "{kinds:?}, {report:?}");
     assert!(kinds[first..].iter().all(|is_data| *is_data), "metadata came after data: {kinds:?}");
 }
