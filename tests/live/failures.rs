@@ -93,7 +93,8 @@ fn forms() -> Vec<Form> {
         Form {
             name: "read-only",
             strike: Blow::Script("mount -o remount,abort b || mount -o remount,ro b"),
-            cause: "read-only",
+            // "read-only", if a write meets it first; a flush that is under way says EIO.
+            cause: "failed",
             ..form
         },
         Form {
