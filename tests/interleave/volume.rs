@@ -31,6 +31,7 @@ pub struct Volume {
 /// A volume of two small disks.
 pub fn setup(blocks: u64) -> Setup {
     let store = StoreOptions {
+        resync_rate: 0,
         read_only: false,
         pages_max: 64,
         pages_start: 16,
