@@ -173,6 +173,8 @@ tally! {
     replaces: "replaces",
     /// Returns begun.
     returns: "returns",
+    /// Warm disks that followed.
+    follows: "follows",
     /// Scrubs.
     scrubs: "scrubs",
     /// Offline checks.

@@ -114,7 +114,7 @@ pub struct Member {
     pub offline: bool,
     /// Of one that is not in sync: it holds every block that was born in this group or before, and is still in use; 0: not known.
     pub synced_txg: Txg,
-    /// Version of the last root that called it in sync; 0: not known.
+    /// Version of the last root that called it in sync, or to which it has followed; 0: not known.
     pub synced_version: u64,
     /// Of one that is not in sync: blocks in use that were born after `synced_txg`; `None`: not known. Stored plus one, 0: not known.
     pub missed: Option<u64>,

@@ -16,6 +16,7 @@
 //! | a disk fails, hangs, fills up, vanishes | no error to the application, a root names it out |
 //! | replace, also cut | everything proven on the new disk; or it is no replica, and nothing else changed |
 //! | return | it has what it missed, without what it had being sent; if nothing else befell it, every block is right |
+//! | follow, also cut | a warm disk holds, alone, what the volume shows |
 //! | scrub | what was damaged is healed; on a disk that is good nothing was to be healed, by reads neither |
 //! | fsck -n, fsck -y | finds what there is to find, writes nothing; afterwards nothing is found |
 //! | refusal of both | only where the suspect cannot be examined, is older, foreign or a copy |
@@ -23,6 +24,7 @@
 //! | old, foreign, copied content, forks | refused, or known as behind; never mixed |
 
 mod deciding;
+mod following;
 mod places;
 mod returning;
 mod trouble;
@@ -633,20 +635,10 @@ impl Life {
 
     /// Everything is brought back and proven; then each disk alone holds everything.
     fn last_chapter(&mut self, mut driver: Driver) -> Result<(), String> {
-        loop {
-            self.bench.power.cut_at(None);
-            self.relieve();
-            self.release_hung();
-            let whole = driver.store.mirror().members().count() == self.slots.len();
-            if whole && self.suspect.is_none() && !self.split {
-                break;
-            }
-            if whole {
-                self.scrub(&mut driver)?
-            } else {
-                self.replace(&mut driver)?
-            }
-            driver = self.after_work(driver)?;
+        driver = self.make_whole(driver)?;
+        if let Some(slot) = self.wants_to_follow() {
+            driver = self.follow_for_a_while(driver, slot)?;
+            driver = self.make_whole(driver)?;
         }
         driver.finish().map_err(|text| format!("at the end: {text}"))?;
         driver.store.commit(Force::Clean).map_err(|error| format!("the last commit: {error}"))?;

@@ -110,8 +110,14 @@ impl Store {
         written.inspect_err(|error| self.fail(error))
     }
 
-    /// A durable root says that `replica` in `slot`, which is warm or cold, holds the state of group `synced`, if that is still so.
-    pub(crate) fn note_followed(&self, slot: usize, replica: Uuid, synced: Txg) -> Result<(), StoreError> {
+    /// A durable root says that `replica` in `slot`, which is warm or cold, holds the state of group `synced` and has the root of
+    /// `version`, if that is still so. The version goes with the group: on an old copy of that replica an older root stands, and says so.
+    pub(crate) fn note_followed(
+        &self,
+        slot: usize,
+        replica: Uuid,
+        (synced, version): (Txg, u64),
+    ) -> Result<(), StoreError> {
         let follows = |member: &&mut Member| {
             member.replica == replica && member.state == MemberState::Out && member.role != Role::Hot
         };
@@ -122,6 +128,7 @@ impl Store {
         let mut root = state.root.clone();
         if let Some(member) = root.members.get_mut(slot).filter(follows) {
             risk::holds(member, synced, &state.made);
+            member.synced_version = version;
         }
         let written = self.write_root(&mut state, root);
         drop(state);

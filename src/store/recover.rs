@@ -29,7 +29,7 @@ use crate::disk::{Mirror, ReplicaName};
 use crate::format::geometry::ROOT_SLOTS;
 use crate::format::log::Entry;
 use crate::format::node::Node;
-use crate::format::{BLOCK, Geometry, INO_MAX, ItemKind, Key, Kinship, Label, MemberState, Root, VolumeSeed};
+use crate::format::{BLOCK, Geometry, INO_MAX, ItemKind, Key, Kinship, Label, MemberState, Role, Root, VolumeSeed};
 use crate::sync::Instant;
 use crate::sync::atomic::Ordering;
 use crate::world::World;
@@ -283,6 +283,9 @@ fn judge(present: &[Present], root: Root, slot: usize) -> Choice {
         let why = match member.state {
             MemberState::Out if follower::follows(member, replica, &root) => {
                 Some(format!("it is {}, and holds the state of {}", member.role.name(), when(root.time_ns)))
+            }
+            MemberState::Out if member.role != Role::Hot => {
+                Some(format!("it is {}: it follows the others", member.role.name()))
             }
             MemberState::Out => Some(format!("it was left behind at root {}", member.since_version)),
             MemberState::Returning => Some("its return was not finished".to_owned()),

@@ -137,7 +137,7 @@ pub fn follow(
         Some(last) if last.txg == store.durable_root().txg => last,
         _ => follow.catch_up(since, newest.map(|(slot, _)| slot)).map_err(refused)?,
     };
-    store.note_followed(slot, found.label.replica, now.txg)?;
+    store.note_followed(slot, found.label.replica, (now.txg, now.version))?;
     let (copied, proven, lost) = (follow.copied, follow.proven, follow.lost.len() as u64);
     let mut summary = format!("{path} holds the state of group {}; {copied} blocks were sent", now.txg);
     if lost > 0 {

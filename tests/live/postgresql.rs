@@ -281,7 +281,7 @@ fn suite_postgresql_does_not_notice_a_lost_replica() {
     let tally = Tally::begin(222, "PostgreSQL, replica lost and replaced");
     let (factor, seconds): (u32, u64) = if scale() == Scale::All { (30, 90) } else { (2, 8) };
     let bed = Bed::formatted(if factor > 2 { "6G" } else { "1G" });
-    bed.mount("allow_other,deadline=60s").ok();
+    bed.mount("allow_other,deadline=60s,noreturn").ok();
     let Some(mut cluster) = Cluster::made(&bed, factor) else { return };
     let said = cluster
         .bench(seconds, seconds * 250, |_| {

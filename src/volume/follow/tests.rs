@@ -186,3 +186,33 @@ fn the_last_one_in_sync_stays_hot() {
     assert!(!store.set_role(0, Role::Cold).unwrap());
     assert_eq!(store.durable_root().members[0].role, Role::Hot);
 }
+
+#[test]
+fn an_old_copy_is_believed_no_more_than_it_holds() {
+    // SEMANTICS: ROLE-2, ROLE-3
+    for followed_before in [false, true] {
+        let rig = Rig::new(8, 2);
+        let store = warm(&rig);
+        if followed_before {
+            change(&store, 2);
+            follow_now(&store, &rig.disks[1], None).unwrap();
+        }
+        let old = rig.disks[1].snapshot();
+        for byte in 3..6 {
+            change(&store, byte);
+            follow_now(&store, &rig.disks[1], None).unwrap();
+        }
+        rig.disks[1].restore(old.clone());
+        follow_now(&store, &rig.disks[1], None).unwrap();
+        assert_eq!(content(&alone(&rig, &rig.disks[1])), content(&store), "followed before: {followed_before}");
+        change(&store, 7);
+        follow_now(&store, &rig.disks[1], None).unwrap();
+        rig.disks[1].restore(old);
+        assert!(store.set_role(1, Role::Hot).unwrap());
+        let backing = rig.disks[1].reopen();
+        let found = examine(&*backing, SECOND).unwrap();
+        bring_back(&store, 1, "/disk/1".into(), backing, &found, &mut |_| true).unwrap();
+        let scrubbed = scrub::run(&store, &mut |_| true);
+        assert_eq!((scrubbed.detected, scrubbed.lost), (0, 0), "followed before: {followed_before}: {scrubbed}");
+    }
+}
