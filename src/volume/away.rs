@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a place that this process has just let go of may take to be free.
-pub(super) const LET_GO: Duration = Duration::from_secs(1);
+const LET_GO: Duration = Duration::from_secs(1);
 
 /// What the cause of one begins with that had no room.
 pub(super) const FULL: &str = "full:";
@@ -39,6 +39,19 @@ pub(super) const RESYNC: &str = "resync";
 /// Whether it is out or missing, and may come back.
 pub(super) fn is_away(health: &ReplicaHealth) -> bool {
     matches!(health.state, ReplicaState::Out | ReplicaState::Missing)
+}
+
+/// Open a place that this process may have just let go of, or be looking at. May hang with the disk.
+pub(super) fn open_let_go(place: &Path) -> Result<Arc<dyn Backing>, OpenError> {
+    let until = Instant::now() + LET_GO;
+    loop {
+        match file::open(place, Mode::Write, None) {
+            Err(OpenError::Busy(_)) if Instant::now() < until => {
+                crate::sync::thread::sleep(Duration::from_millis(10));
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// A replica that is not in sync.
@@ -98,15 +111,7 @@ impl Away {
     }
 
     fn open_at(&self, place: &str) -> Result<Opened, String> {
-        let until = Instant::now() + LET_GO;
-        let backing = loop {
-            match file::open(Path::new(place), Mode::Write, None) {
-                Err(OpenError::Busy(_)) if Instant::now() < until => {
-                    crate::sync::thread::sleep(Duration::from_millis(10));
-                }
-                opened => break opened.map_err(|error| error.to_string())?,
-            }
-        };
+        let backing = open_let_go(Path::new(place)).map_err(|error| error.to_string())?;
         let found = match self.examine(place, &backing) {
             Ok(found) if found.label.volume == self.label.volume && found.label.replica == self.replica => found,
             Ok(found) => {

@@ -403,7 +403,9 @@ impl Volume {
         let replica = opened.found.label.replica;
         let last = self.roles.lock().get(&replica).and_then(|tracked| tracked.last);
         let began_ns = u64::try_from(self.store.world().now_ns()).unwrap_or(0);
-        let mut progress = |told: &Progress| self.role(replica) != Role::Hot && progress(told);
+        let slot = opened.slot;
+        let mut progress =
+            |told: &Progress| self.role(replica) != Role::Hot && !self.is_sent_away(slot) && progress(told);
         let place = (&opened.path[..], &*opened.backing, &opened.found);
         let done = follow(&self.store, opened.slot, place, last.map(|(last, _)| last), &mut progress);
         opened.close();

@@ -7,7 +7,7 @@
 //! *Order*: attach: judge → open → [`resync`]. Detach: commit → a root without it → its own newest root says so, if it answers.
 //! *Not here*: copying and proving (`replace`), slots (`disk::mirror`).
 
-use super::away::LET_GO;
+use super::away::open_let_go;
 use super::beat::watch::Spot;
 use super::replace::{self, Place, ReplaceReport, resync};
 use super::status::shell_word;
@@ -18,7 +18,6 @@ use crate::disk::file::{self, CreateOptions, Inspection, Mode};
 use crate::disk::{Left, ReplicaHealth, ReplicaName, ReplicaState};
 use crate::store::commit::Force;
 use crate::store::{Store, StoreError, recover};
-use crate::sync::{Instant, thread};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
@@ -182,14 +181,7 @@ impl Volume {
         }
         let root = self.store.durable_root();
         let open = move || {
-            // Whoever looks after replicas that are away may just be looking at it.
-            let until = Instant::now() + LET_GO;
-            let backing = loop {
-                match file::open(Path::new(&path), Mode::Write, None) {
-                    Err(file::OpenError::Busy(_)) if Instant::now() < until => thread::sleep(Duration::from_millis(10)),
-                    opened => break opened.map_err(std::io::Error::other)?,
-                }
-            };
+            let backing = open_let_go(Path::new(&path)).map_err(std::io::Error::other)?;
             let found = recover::examine(&*backing, EXAMINE_WAIT).map_err(std::io::Error::other)?;
             let is_it = found.label.volume == label.volume && found.label.replica == replica;
             let is_past =

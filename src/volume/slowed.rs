@@ -31,18 +31,13 @@ struct Turn {
 pub struct Slowed(BTreeMap<Uuid, Turn>);
 
 impl Slowed {
-    /// What the role of this replica should become now, if it is to change.
+    /// What the role of this replica should become now, if it is to change. It may not come about: nothing is remembered of that.
     fn judge(&mut self, one: &ReplicaHealth, role: Role, others_quick: bool, now: (Instant, u64)) -> Option<Role> {
         let (now, now_ns) = now;
         let slow_since_ns = one.pace.slow_since_ns;
         let is_slow = slow_since_ns > 0 && u128::from(now_ns.saturating_sub(slow_since_ns)) >= SLOW_MIN.as_nanos();
         match role {
-            Role::Hot if one.state == ReplicaState::InSync && is_slow && others_quick => {
-                let last = self.0.get(&one.name.uuid).map(|turn| turn.pause);
-                let pause = last.map_or(PAUSE_MIN, |pause| (pause * 2).min(PAUSE_MAX));
-                self.0.insert(one.name.uuid, Turn { began: now, pause });
-                Some(Role::Slowed)
-            }
+            Role::Hot if one.state == ReplicaState::InSync && is_slow && others_quick => Some(Role::Slowed),
             Role::Slowed => {
                 // One from before this mount begins anew.
                 let turn = self.0.entry(one.name.uuid).or_insert(Turn { began: now, pause: PAUSE_MIN });
@@ -50,6 +45,12 @@ impl Slowed {
             }
             _ => None,
         }
+    }
+
+    /// It is warm from now on.
+    fn begin(&mut self, replica: Uuid, now: Instant) {
+        let pause = self.0.get(&replica).map_or(PAUSE_MIN, |last| (last.pause * 2).min(PAUSE_MAX));
+        self.0.insert(replica, Turn { began: now, pause });
     }
 }
 
@@ -70,7 +71,12 @@ impl Volume {
             let wanted = self.slowed.lock().judge(one, role, others_quick, now);
             let Some(wanted) = wanted else { continue };
             match self.set_role_of(one.slot, wanted) {
-                Ok(()) => ::log::warn!("{} is slow: it is {} from now on", one.name.path, wanted.name()),
+                Ok(()) => {
+                    if wanted == Role::Slowed {
+                        self.slowed.lock().begin(one.name.uuid, now.0);
+                    }
+                    ::log::warn!("{}: is {} from now on, because it is or was slow", one.name.path, wanted.name());
+                }
                 Err(why) => ::log::debug!("{}: not made {} now: {why}", one.name.path, wanted.name()),
             }
         }
@@ -111,10 +117,14 @@ mod tests {
         assert_eq!(slowed.judge(&slow, Role::Hot, true, at(10)), None, "not for long yet");
         assert_eq!(slowed.judge(&slow, Role::Hot, false, at(40)), None, "nobody is quicker");
         assert_eq!(slowed.judge(&health(0), Role::Hot, true, at(40)), None);
-        assert_eq!(slowed.judge(&slow, Role::Hot, true, at(40)), Some(Role::Slowed));
+        for _ in 0..9 {
+            assert_eq!(slowed.judge(&slow, Role::Hot, true, at(40)), Some(Role::Slowed), "long work may run for long");
+        }
+        slowed.begin(slow.name.uuid, at(40).0);
         assert_eq!(slowed.judge(&health(0), Role::Slowed, true, at(600)), None);
         assert_eq!(slowed.judge(&health(0), Role::Slowed, true, at(640)), Some(Role::Hot));
         assert_eq!(slowed.judge(&slow, Role::Hot, true, at(1000)), Some(Role::Slowed));
+        slowed.begin(slow.name.uuid, at(1000).0);
         assert_eq!(slowed.judge(&health(0), Role::Slowed, true, at(1700)), None, "twice as long");
         assert_eq!(slowed.judge(&health(0), Role::Slowed, true, at(2200)), Some(Role::Hot));
         assert_eq!(slowed.judge(&slow, Role::Warm, true, at(99_000)), None, "a person's choice");
